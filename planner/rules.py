@@ -1,0 +1,268 @@
+"""The rules: from fingerprint to plan (Isensee 2021, Methods; the peer's planners of nnunetv2 2.8.1).
+
+Comes in: Fingerprint, names of channels and labels, a memory budget. Goes out: Plan, and the reasons as a table.
+Only the full-resolution 3D configuration is planned; whether a low-resolution stage would exist decides batch_dice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from planner.fingerprint import Fingerprint
+from planner.memory import feature_map_voxels
+from planner.plan import (
+    NetworkKind,
+    NetworkPlan,
+    Normalisation,
+    Orientation,
+    Plan,
+    PlanError,
+    PostprocessRule,
+    Spacing,
+    Triple,
+)
+from planner.spacing import resampled_shape, target_spacing, transpose_for
+from planner.topology import Topology, topology
+
+Planner = Literal["plain", "resenc-m", "resenc-l", "resenc-xl"]
+
+REFERENCE_BATCH = 2
+MIN_BATCH = 2
+START_EDGE = 256  # edge of the cube whose volume the first patch has
+SMALL_CROP = 0.75  # below this share left after cropping, z-scores use the brain alone
+LOWRES_COVERAGE = 0.25  # a patch that sees less of the image asks for a low-resolution stage
+LOWRES_STEP = 1.03
+_MAX_STAGES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a planner may spend (feature-map voxels at its own amount of GPU memory), and on which network."""
+
+    kind: NetworkKind
+    gpu_memory_gb: float
+    voxels: float
+    encoder_blocks: tuple[int, ...]
+    decoder_convs: int
+    dataset_share: float  # a batch holds at most this share of the dataset's voxels
+
+
+_RESIDUAL = (1, 3, 4, *(6,) * (_MAX_STAGES - 3))
+BUDGETS: Mapping[Planner, Budget] = {
+    "plain": Budget(
+        kind="plain",
+        gpu_memory_gb=8,
+        voxels=560e6,
+        encoder_blocks=(2,) * _MAX_STAGES,
+        decoder_convs=2,
+        dataset_share=0.05,
+    ),
+    "resenc-m": Budget(
+        kind="residual", gpu_memory_gb=8, voxels=680e6, encoder_blocks=_RESIDUAL, decoder_convs=1, dataset_share=1
+    ),
+    "resenc-l": Budget(
+        kind="residual", gpu_memory_gb=24, voxels=2100e6, encoder_blocks=_RESIDUAL, decoder_convs=1, dataset_share=1
+    ),
+    "resenc-xl": Budget(
+        kind="residual", gpu_memory_gb=40, voxels=3600e6, encoder_blocks=_RESIDUAL, decoder_convs=1, dataset_share=1
+    ),
+}
+_NORMALISATION: Mapping[str, Normalisation] = {
+    "ct": "ct",
+    "nonorm": "none",
+    "zscore": "zscore",
+    "rescale_to_0_1": "rescale_to_0_1",
+    "rgb_to_0_1": "rgb_to_0_1",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """One line of the plan's explanation."""
+
+    what: str
+    value: str
+    why: str
+
+
+def make_plan(
+    fingerprint: Fingerprint,
+    *,
+    dataset: str,
+    channels: Sequence[str],
+    labels: Mapping[str, int],
+    planner: Planner = "plain",
+    gpu_memory_gb: float | None = None,
+    orientation: Orientation = "RAS",
+) -> Plan:
+    """The plan of a dataset.
+
+    Args:
+        labels: name -> value, background included. gpu_memory_gb: scales the planner's budget, None takes its own.
+
+    Raises:
+        PlanError: the memory is too small for any network, or the fingerprint and the names do not belong together.
+    """
+    if len(channels) != len(fingerprint.intensity):
+        raise PlanError(f"{len(channels)} channel names for a fingerprint of {len(fingerprint.intensity)} channels")
+    budget = BUDGETS[planner]
+    allowed = budget.voxels * (gpu_memory_gb or budget.gpu_memory_gb) / budget.gpu_memory_gb
+    target = target_spacing(fingerprint.spacings, fingerprint.shapes_after_crop)
+    order = transpose_for(target)
+    spacing = (target[order[0]], target[order[1]], target[order[2]])
+    median = _median_shape(fingerprint, target, order)
+    shape = _fitting_topology(spacing, median, budget, allowed, len(labels))
+    cost = _cost(shape, budget, len(labels))
+    schemes = tuple(_NORMALISATION.get(name.casefold(), "zscore") for name in channels)
+    masked = fingerprint.median_relative_size < SMALL_CROP
+    return Plan(
+        dataset=dataset,
+        planner=planner,
+        channels=tuple(channels),
+        labels=dict(labels),
+        orientation=orientation,
+        transpose=order,
+        spacing=spacing,
+        median_shape=median,
+        patch=shape.patch,
+        batch_size=_batch_size(cost, allowed, shape.patch, math.prod(median) * len(fingerprint.spacings), budget),
+        batch_dice=_wants_low_resolution(shape.patch, spacing, median, budget, allowed, len(labels)),
+        normalisation=schemes,
+        use_mask_for_norm=tuple(masked and scheme == "zscore" for scheme in schemes),
+        intensity=fingerprint.intensity,
+        network=_network(shape, budget),
+        # The paper mirrors left and right alone (Meddahi 2024, IV.C); axes of an unturned case have no name.
+        mirror_axes=(order.index(2),) if orientation == "RAS" else (0, 1, 2),
+        postprocess=PostprocessRule(threshold=0.2, min_volume_mm3=4.0) if len(labels) == 2 else PostprocessRule(),
+    )
+
+
+def explain(plan: Plan, fingerprint: Fingerprint) -> tuple[Decision, ...]:
+    """What the plan decided and why, a line each."""
+    axes = " x ".join("DHW"[axis] for axis in plan.transpose)
+    network = plan.network
+    coverage = math.prod(plan.patch) / math.prod(plan.median_shape)
+    rows = [
+        ("orientation", plan.orientation, "every case is turned to it first; the mask is turned back"),
+        ("spacing (mm)", _numbers(plan.spacing), f"median of {len(fingerprint.spacings)} cases, axes {axes}"),
+        ("median shape", _numbers(plan.median_shape), "voxels after cropping to the nonzero box, at that spacing"),
+        ("patch", _numbers(plan.patch), f"largest that fits the memory; {coverage:.0%} of the median image"),
+        ("batch size", str(plan.batch_size), "what memory is left, at most 5 % of the data (plain) and at least 2"),
+        ("network", f"{network.kind}, {network.stages} stages", "halved while an axis has 8 voxels left"),
+        ("features", _numbers(network.features), "doubled a stage up to 320"),
+        ("strides", "; ".join(_numbers(s) for s in network.strides), "coarse axes wait until the fine ones catch up"),
+        ("kernels", "; ".join(_numbers(k) for k in network.kernels), "1 along an axis twice as coarse as the finest"),
+        ("normalisation", ", ".join(plan.normalisation), "z-score but for channels named CT, noNorm, ..."),
+        (
+            "mask for it",
+            ", ".join("yes" if m else "no" for m in plan.use_mask_for_norm),
+            f"cropping leaves {fingerprint.median_relative_size:.0%} of the volume; yes below {SMALL_CROP:.0%}",
+        ),
+        ("batch Dice", "yes" if plan.batch_dice else "no", f"yes where a patch sees under {LOWRES_COVERAGE:.0%}"),
+        ("mirror axes", _numbers(plan.mirror_axes), "left-right in RAS (the paper), all as stored (nnU-Net)"),
+        ("mask", _mask_rule(plan.postprocess), "Meddahi 2024, IV.D, for one lesion label; else the most probable"),
+    ]
+    return tuple(Decision(what=what, value=value, why=why) for what, value, why in rows)
+
+
+def _median_shape(fingerprint: Fingerprint, target: Spacing, order: Triple) -> tuple[float, float, float]:
+    shapes = [
+        resampled_shape(shape, spacing, target)
+        for shape, spacing in zip(fingerprint.shapes_after_crop, fingerprint.spacings, strict=True)
+    ]
+    median = np.median(shapes, axis=0)
+    return (float(median[order[0]]), float(median[order[1]]), float(median[order[2]]))
+
+
+def _first_patch(spacing: Spacing, median: Sequence[float]) -> tuple[float, ...]:
+    """A patch of 256^3 voxels with the aspect of isotropic millimetres, cut to the median image."""
+    density = 1 / np.array(spacing)
+    edges = density * (START_EDGE**3 / np.prod(density)) ** (1 / 3)
+    return tuple(min(round(float(edge)), limit) for edge, limit in zip(edges, median, strict=True))
+
+
+def _cost(shape: Topology, budget: Budget, labels: int) -> int:
+    return feature_map_voxels(
+        shape,
+        kind=budget.kind,
+        encoder_blocks=budget.encoder_blocks[: shape.stages],
+        decoder_convs=(budget.decoder_convs,) * (shape.stages - 1),
+        labels=labels,
+    )
+
+
+def _fitting_topology(
+    spacing: Spacing, median: Sequence[float], budget: Budget, allowed: float, labels: int
+) -> Topology:
+    """Shrinks the patch where it exceeds the median image most, until the network fits the memory."""
+    shape = _usable(topology(spacing, _first_patch(spacing, median)), median)
+    while _cost(shape, budget, labels) > allowed:
+        axis = int(np.argsort([p / m for p, m in zip(shape.patch, median, strict=True)])[-1])
+        # The step is the divisor of the patch one step smaller: 256 may become 224, not only 192.
+        step = topology(spacing, _reduced(shape.patch, axis, shape.divisor[axis])).divisor[axis]
+        smaller = _reduced(shape.patch, axis, step)
+        if min(smaller) < 1:
+            raise PlanError(f"the memory budget is too small for any patch (last tried {shape.patch}); raise it")
+        shape = _usable(topology(spacing, smaller), median)
+    return shape
+
+
+def _usable(shape: Topology, median: Sequence[float]) -> Topology:
+    if shape.stages < 2:
+        size = _numbers(tuple(median))
+        raise PlanError(f"patch {shape.patch} of images of {size} voxels cannot be halved once; the images are too small")
+    return shape
+
+
+def _reduced(patch: Triple, axis: int, step: int) -> Triple:
+    d, h, w = (edge - step if a == axis else edge for a, edge in enumerate(patch))
+    return (d, h, w)
+
+
+def _batch_size(cost: int, allowed: float, patch: Triple, dataset_voxels: float, budget: Budget) -> int:
+    fits = round(allowed / cost * REFERENCE_BATCH)
+    cap = round(dataset_voxels * budget.dataset_share / math.prod(patch))
+    return max(min(fits, cap), MIN_BATCH)
+
+
+def _wants_low_resolution(
+    patch: Triple, spacing: Spacing, median: Sequence[float], budget: Budget, allowed: float, labels: int
+) -> bool:
+    """Whether nnU-Net would add a low-resolution stage: the patch sees too little, and coarsening helps twofold."""
+    full = np.array(spacing)
+    coarse, voxels, seen = full.copy(), math.prod(median), float(math.prod(patch))
+    while seen / voxels < LOWRES_COVERAGE:
+        behind = coarse.max() / coarse > 2
+        coarse = np.where(behind, coarse * LOWRES_STEP, coarse) if behind.any() else coarse * LOWRES_STEP
+        shape = full / coarse * np.array(median)
+        voxels = float(np.prod(shape))
+        rounded = [round(float(n)) for n in shape]
+        seen = float(math.prod(_fitting_topology(tuple(coarse), rounded, budget, allowed, labels).patch))
+    return math.prod(median) / voxels >= 2
+
+
+def _network(shape: Topology, budget: Budget) -> NetworkPlan:
+    return NetworkPlan(
+        kind=budget.kind,
+        features=shape.features,
+        strides=shape.strides,
+        kernels=shape.kernels,
+        encoder_blocks=budget.encoder_blocks[: shape.stages],
+        decoder_convs=(budget.decoder_convs,) * (shape.stages - 1),
+        decoder_kernels=shape.kernels[:-1],
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:.4g}" for value in values) or "none"
+
+
+def _mask_rule(rule: PostprocessRule) -> str:
+    if rule.threshold is None:
+        return "most probable label"
+    return f"p > {rule.threshold:g}, {rule.connectivity}-connected, > {rule.min_volume_mm3:g} mm3"

@@ -1,0 +1,264 @@
+"""The command line: options -> a frozen config -> one library call -> the console. No method lives here.
+
+Exit codes: 0 all good, 1 internal error, 2 usage, 3 some cases failed, 4 none succeeded or bad data, 130/143 signals.
+Only click is imported at the top, so that --help answers at once; each command imports its station when it runs.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from strokenet import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+EXISTING = click.Path(path_type=Path, exists=True)
+_PRECISION = click.Choice(["auto", "fp32", "bf16", "fp16"])
+
+
+def _main_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """-v, -q and --json, which every command has."""
+    for option in (
+        click.option("-v", "--verbose", "verbose", flag_value=1, type=int, default=0, help="Show more of the log."),
+        click.option("-q", "--quiet", "verbose", flag_value=-1, type=int, help="Show warnings and errors alone."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
+    ):
+        command = option(command)
+    return command
+
+
+def _start(verbose: int) -> Console:
+    from strokenet.console import start_logging
+
+    return start_logging(verbose=verbose)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="strokenet")
+def cli() -> None:
+    """From raw T1/FLAIR scans to a stroke lesion mask: the whole nnU-Net method in plain PyTorch.
+
+    In order: plan, preprocess, train, infer, evaluate. `strokenet demo` runs them all on drawn heads.
+    """
+
+
+@cli.command()
+@click.option("-o", "--out", type=FOLDER, default=Path("demo"), show_default=True, help="Folder to make.")
+@click.option("--minutes", type=click.FloatRange(min=0.05), default=2.0, show_default=True, help="Time to train.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@_main_options
+def demo(out: Path, minutes: float, seed: int, verbose: int, as_json: bool) -> None:
+    """The whole method on an embedded cohort: no download, a score table and pictures at the end."""
+    from strokenet.console import show_demo, tracking
+    from strokenet.demo import run_demo
+
+    with tracking(_start(verbose)) as track:
+        outcome = run_demo(out, minutes=minutes, seed=seed, track=track)
+    show_demo(outcome, as_json=as_json)
+
+
+@cli.command()
+@click.argument("dataset", type=EXISTING)
+@click.option("-o", "--out", type=FOLDER, required=True, help="Workspace to make.")
+@click.option(
+    "--planner", type=click.Choice(["plain", "resenc-m", "resenc-l", "resenc-xl"]), default="plain", show_default=True
+)
+@click.option("--gpu-memory", type=click.FloatRange(min=0, min_open=True), help="Budget in GB [default: the planner's].")
+@click.option("--orientation", type=click.Choice(["RAS", "as-stored"]), default="RAS", show_default=True)
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes [default: by cores and free memory].")
+@_main_options
+def plan(
+    dataset: Path,
+    out: Path,
+    planner: Any,
+    gpu_memory: float | None,
+    orientation: Any,
+    jobs: int | None,
+    verbose: int,
+    as_json: bool,
+) -> None:
+    """Look at DATASET (an nnU-Net v2 raw folder) and decide how to train."""
+    from strokenet.console import show_plan, tracking
+    from strokenet.preprocess.planning import PlanConfig, plan_workspace
+
+    config = PlanConfig(planner=planner, gpu_memory_gb=gpu_memory, orientation=orientation, jobs=jobs)
+    with tracking(_start(verbose)) as track:
+        planned = plan_workspace(dataset, out, config, track)
+    show_plan(planned, as_json=as_json)
+
+
+@cli.command()
+@click.argument("work", type=EXISTING)
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes [default: by cores and free memory].")
+@_main_options
+def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> None:
+    """Bring every case of WORK to the plan's grid and intensities."""
+    from strokenet.console import show_preprocessed, tracking
+    from strokenet.preprocess.planning import preprocess_workspace
+
+    with tracking(_start(verbose)) as track:
+        done = preprocess_workspace(work, jobs, track)
+    show_preprocessed(done, as_json=as_json)
+
+
+@cli.command()
+@click.argument("work", type=EXISTING)
+@click.option("--fold", default="0", show_default=True, help='Number of the fold, or "all" to train on every case.')
+@click.option("--epochs", type=click.IntRange(min=1), default=1000, show_default=True, help="Length of the schedule.")
+@click.option("--stop-epoch", type=click.IntRange(min=1), help="Stop there; the schedule stays.")
+@click.option("--iters-per-epoch", "iterations", type=click.IntRange(min=1), default=250, show_default=True)
+@click.option("--val-iters", "val_iterations", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), help="[default: the plan's]")
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=1e-2, show_default=True)
+@click.option("--init", type=EXISTING, help="Model folder whose weights to start from.")
+@click.option("--init-heads", type=click.Choice(["keep", "new"]), default="keep", show_default=True)
+@click.option(
+    "--augment", type=click.Choice(["device", "batchgenerators", "none"]), default="device", show_default=True
+)
+@click.option("--validate-every", type=click.IntRange(min=0), default=0, help="Whole volumes every N epochs, 0 never.")
+@click.option("--precision", type=_PRECISION, default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@click.option("--max-time", "max_time_minutes", type=click.FloatRange(min=0), help="Minutes after which to stop.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--deterministic", is_flag=True, help="Refuse operations that are not reproducible.")
+@_main_options
+def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
+    """Train one fold of WORK."""
+    from strokenet.console import show_training, tracking
+    from strokenet.train.train import TrainConfig
+    from strokenet.train.train import train as run
+    from strokenet.workspace import Workspace
+
+    with tracking(_start(verbose)) as track:
+        result = run(Workspace(work), TrainConfig(**options), track)
+    show_training(result, as_json=as_json)
+    sys.exit(128 + result.signal if result.signal else 0)
+
+
+@cli.command()
+@click.argument("model", type=EXISTING)
+@click.argument("input_dir", type=EXISTING, required=False)
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder for the masks.")
+@click.option("--t1", type=EXISTING, help="One case: its T1.")
+@click.option("--flair", type=EXISTING, help="One case: its FLAIR.")
+@click.option("--channel", "channels", multiple=True, metavar="NAME=FILE", help="One case: any other channel.")
+@click.option("--case", "case_id", help="Name of the one case [default: its first file's name].")
+@click.option("--tta", type=click.Choice(["none", "plan", "full"]), default="plan", show_default=True)
+@click.option("--precision", type=_PRECISION, default="auto", show_default=True)
+@click.option("--folds", help="Folds to average, e.g. 0,1,2 [default: all that are trained].")
+@click.option("--threshold", type=click.FloatRange(0, 1, max_open=True), help="Lesion above it [default: the plan's].")
+@click.option("--min-volume", "min_volume_mm3", type=click.FloatRange(min=0), help="mm3 [default: the plan's].")
+@click.option("--no-postprocess", is_flag=True, help="Most probable label, nothing removed.")
+@click.option("--probabilities", is_flag=True, help="Also write OUT/probabilities/CASE.nii.gz.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@_main_options
+def infer(
+    model: Path,
+    input_dir: Path | None,
+    out: Path,
+    t1: Path | None,
+    flair: Path | None,
+    channels: tuple[str, ...],
+    case_id: str | None,
+    folds: str | None,
+    no_postprocess: bool,
+    verbose: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Segment the scans of INPUT_DIR (CASE_0000.nii.gz ...), or one case given by --t1, --flair, --channel."""
+    from strokenet.console import show_inference, tracking
+    from strokenet.infer.infer import InferConfig, infer_folder, infer_one
+
+    numbers = tuple(folds.split(",")) if folds else None
+    config = InferConfig(folds=numbers, postprocess=not no_postprocess, **options)
+    files = _channel_files(t1, flair, channels)
+    if bool(files) == (input_dir is not None):
+        raise click.UsageError("give either INPUT_DIR or one case by --t1, --flair, --channel")
+    with tracking(_start(verbose)) as track:
+        if input_dir is not None:
+            results = infer_folder(model, input_dir, out, config, track)
+        else:
+            results = infer_one(model, files, out, config, track, case_id)
+    show_inference(results, as_json=as_json)
+    sys.exit(_exit_code(sum(r.status == "ok" for r in results), len(results)))
+
+
+@cli.command()
+@click.argument("prediction", type=EXISTING)
+@click.argument("reference", type=EXISTING)
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="scores.json; a .csv goes beside it.")
+@click.option("--against", type=EXISTING, help="A second prediction to compare with, case by case.")
+@_main_options
+def evaluate(
+    prediction: Path, reference: Path, out: Path | None, against: Path | None, verbose: int, as_json: bool
+) -> None:
+    """Score PRED against REF: two folders of masks, or two files."""
+    from strokenet.console import show_scores, tracking
+    from strokenet.evaluate.evaluate import evaluate_paths
+
+    with tracking(_start(verbose)) as track:
+        evaluation = evaluate_paths(prediction, reference, against=against, out=out, track=track)
+    show_scores(evaluation, as_json=as_json)
+    sys.exit(_exit_code(len(evaluation.cases), len(evaluation.cases) + len(evaluation.failures)))
+
+
+@cli.command()
+@_main_options
+def doctor(verbose: int, as_json: bool) -> None:
+    """Versions, devices, which kernels run and why, and quick self-checks."""
+    from strokenet.console import show_doctor
+    from strokenet.doctor import examine
+
+    _start(verbose)
+    report = examine()
+    show_doctor(report, as_json=as_json)
+    sys.exit(0 if report.healthy else 1)
+
+
+def _channel_files(t1: Path | None, flair: Path | None, channels: tuple[str, ...]) -> dict[str, Path]:
+    files = {name: path for name, path in (("T1", t1), ("FLAIR", flair)) if path is not None}
+    for pair in channels:
+        name, _, path = pair.partition("=")
+        if not path or name in files:
+            raise click.UsageError(f"--channel {pair!r}: write NAME=FILE, each name once")
+        files[name] = Path(path)
+    return files
+
+
+def _exit_code(succeeded: int, of: int) -> int:
+    return 0 if succeeded == of and of else 3 if succeeded else 4
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # an exception, so that half-written files are removed on the way out
+
+
+def main() -> None:
+    """Runs the command; every expected error becomes one line and the right exit code."""
+    from planner.plan import PlanError
+    from strokenet.data.errors import InputError
+
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except (InputError, PlanError, OSError) as error:
+        from strokenet.console import show_error
+
+        show_error(str(error))
+        sys.exit(4)

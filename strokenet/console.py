@@ -1,0 +1,98 @@
+"""The console: the only file that prints. Results go to stdout, log and progress bars to stderr."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from strokenet.data.track import Track
+
+Item = TypeVar("Item")
+
+_STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red"}
+
+
+class ConsoleLog(logging.Handler):
+    """Log lines on stderr, above the progress bars."""
+
+    def __init__(self, console: Console):
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = Text(printable(self.format(record)), style=_STYLES.get(record.levelno, ""))
+        self._console.print(line, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Text without control characters: a file name cannot move the cursor or change colours."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def start_logging(*, verbose: int = 0) -> Console:
+    """Sends the package's log to stderr. verbose: -1 warnings alone, 0 the story, 1 everything."""
+    console = Console(stderr=True, highlight=False)
+    log = logging.getLogger("strokenet")
+    log.handlers[:] = [ConsoleLog(console)]
+    log.propagate = False
+    log.setLevel({-1: logging.WARNING, 0: logging.INFO}.get(verbose, logging.DEBUG))
+    return console
+
+
+@contextmanager
+def tracking(console: Console) -> Iterator[Track]:
+    """A Track that draws bars with the time left; loops may be nested. Draws nothing where stderr is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+
+        def track(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
+            task = bars.add_task(printable(what), total=total)
+            try:
+                for item in items:
+                    yield item
+                    bars.advance(task)
+            finally:
+                bars.remove_task(task)
+
+        yield track
+
+
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout. Cells are plain text: no markup in them is obeyed."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def show(text: str) -> None:
+    """Lines on stdout."""
+    Console(highlight=False).print(Text(printable(text)), soft_wrap=True)
+
+
+def show_json(value: Any) -> None:
+    """One JSON value on stdout, for scripts."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def show_error(text: str) -> None:
+    """One line on stderr that says what went wrong and how to mend it."""
+    line = " ".join(printable(text).split())
+    Console(stderr=True, highlight=False).print(Text(f"error: {line}", style="bold red"), soft_wrap=True)

@@ -1,0 +1,106 @@
+"""Files: atomic writes and names that are safe to use as file names. The ground floor of the data station.
+
+A reader of any file of ours sees the old content or the new one, never a half: the bytes go to a temporary name in the
+same folder, are flushed to the disk, and take the final name in one rename.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from strokenet.data.errors import InputError
+
+MAX_JSON_BYTES = 64 * 2**20
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10))}
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what was written there becomes `path` when the block ends well.
+
+    The temporary name keeps the ending of `path`. On an error the temporary file is removed and `path` is untouched.
+    durable: flush file and folder to the disk before and after the rename (False where only atomicity matters).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(6)}.{path.name}")
+    try:
+        yield temporary
+        if durable:
+            _flush(temporary)
+        os.replace(temporary, path)
+        if durable:
+            _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Writes `content` to `path` atomically."""
+    with replacing(path, durable=durable) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically. NaN and infinity are refused: JSON has none."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file.
+
+    Raises:
+        InputError: the file is missing, larger than 64 MiB, or no JSON.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise InputError(f"{path}: larger than {MAX_JSON_BYTES // 2**20} MiB, too large for a description file")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: not found") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, a JSON file is needed") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: no valid JSON ({error}); mend or recreate it") from None
+
+
+def safe_name(name: str, what: str) -> str:
+    """`name` when it can be a file's name on every system, else InputError.
+
+    Refused: empty, over 200 characters, path separators, `..`, a leading dot, control characters, reserved names.
+    """
+    problem = _name_problem(name)
+    if problem:
+        raise InputError(f"{what} {name!r} {problem}; rename it (letters, digits, '-', '_', '.' are always fine)")
+    return name
+
+
+def _name_problem(name: str) -> str | None:
+    if not name or name != name.strip():
+        return "is empty or has surrounding blanks"
+    if len(name) > 200:
+        return "has more than 200 characters"
+    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in name):
+        return "holds control characters"
+    if any(c in name for c in '/\\:*?"<>|') or name.startswith("."):
+        return "holds a character that is not allowed in a file name"
+    if name.split(".")[0].casefold() in _RESERVED:
+        return "is a reserved name"
+    return None
+
+
+def _flush(path: Path) -> None:
+    """fsync of a file or folder. A folder cannot be opened everywhere (Windows): then the rename is all we have."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

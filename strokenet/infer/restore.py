@@ -1,0 +1,32 @@
+"""Restore: from the network's grid back to the scan's, the exact inverse of preprocess (Isensee 2021, Methods).
+
+Comes in: logits on the plan's spacing, and the Origin that preprocess recorded. Goes out: logits on the crop's own
+grid, then anything on it placed back into the full scan in the scan's own axis order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.plan import Plan
+from strokenet.preprocess.preprocess import Origin
+from strokenet.preprocess.resample import resample_image
+
+
+def resample_logits(logits: NDArray[np.float32], plan: Plan, origin: Origin) -> NDArray[np.float32]:
+    """Logits at the plan's spacing -> at the scan's spacing, on the crop box. (K, *network) -> (K, *box).
+
+    Linear, or in plane and nearest across the slices where the case or the plan is anisotropic (the peer's rule).
+    """
+    shape = tuple(stop - start for start, stop in zip(origin.box.start, origin.box.stop, strict=True))
+    own = origin.turn.permute(origin.geometry.spacing)
+    return resample_image(logits, (shape[0], shape[1], shape[2]), current=plan.spacing, new=own, order=1)
+
+
+def place_back(cropped: NDArray[np.generic], origin: Origin) -> NDArray[np.generic]:
+    """Zeros outside the crop box, then the scan's own axes. (*box) -> (D, H, W), dtype kept."""
+    turned_shape = [origin.geometry.shape[axis] for axis in origin.turn.order]
+    full = np.zeros(turned_shape, dtype=cropped.dtype)
+    full[origin.box.slices] = cropped
+    return np.ascontiguousarray(origin.turn.invert(full))

@@ -1,0 +1,45 @@
+"""Where to compute and in which arithmetic: the words of --device and --precision turned into torch's."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from strokenet.data.errors import InputError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def choose_device(name: str) -> torch.device:
+    """auto takes the first GPU, else Apple's, else the CPU; cpu, cuda, cuda:N and mps are taken at their word.
+
+    Raises:
+        InputError: the word is unknown, or this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name!r}; allowed: auto, cpu, cuda, cuda:N, mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this machine shows {torch.cuda.device_count()} GPUs to torch; use cpu")
+    if device.type == "mps" and not _has_mps():
+        raise InputError("--device mps: torch finds no Apple GPU here; use cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"--device {name!r}; allowed: auto, cpu, cuda, cuda:N, mps")
+    return device
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """auto: bfloat16 on a GPU that has it, float16 on other NVIDIA GPUs, float32 elsewhere."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _has_mps() -> bool:
+    return bool(torch.backends.mps.is_available())

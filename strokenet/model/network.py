@@ -1,0 +1,184 @@
+"""The network: the whole figure in one file (Meddahi 2024, Fig. 1 and 4; Isensee 2021, Fig. 2).
+
+Comes in: an image patch (N, C, D, H, W). Goes out: logits, one map a label, at full resolution; in training also at
+every coarser level of the decoder (deep supervision). The shape of the network is data: a NetworkPlan.
+
+    level 0   image -> block block ------------------- skip ---> concat -> block block -> head 0 (full resolution)
+    level 1      stride -> block block ------ skip ---> concat -> block block -> up ^  -> head 1
+    ...             ...
+    level S-1          stride -> block block -> up ^                      (bottleneck)
+
+Parameter names are the peer's (dynamic_network_architectures 0.4.4), so that models travel without a table of names:
+encoder.stages.L.0.convs.J, decoder.transpconvs.u, decoder.stages.u.convs.J, decoder.seg_layers.u; u = 0 is deepest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from planner.plan import NetworkPlan, Plan, Triple
+
+NEGATIVE_SLOPE = 0.01
+NORM_EPS = 1e-5
+
+
+class ConvBlock(nn.Module):
+    """Convolution, instance normalisation, LeakyReLU: (N, in, D, H, W) -> (N, out, D', H', W')."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1), *, act: bool = True):
+        super().__init__()
+        d, h, w = kernel
+        padding = ((d - 1) // 2, (h - 1) // 2, (w - 1) // 2)
+        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=True)
+        self.norm = nn.InstanceNorm3d(outputs, eps=NORM_EPS, affine=True)
+        self.act = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True) if act else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))  # type: ignore[no-any-return]
+
+
+class ConvStack(nn.Module):
+    """`count` ConvBlocks in a row; the first one takes the stride and the change of features."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple, count: int):
+        super().__init__()
+        first = ConvBlock(inputs, outputs, kernel, stride)
+        self.convs = nn.Sequential(first, *(ConvBlock(outputs, outputs, kernel) for _ in range(count - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convs(x)  # type: ignore[no-any-return]
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut (He 2016; the pooled shortcut of ResNet-D): act(main(x) + shortcut(x))."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple):
+        super().__init__()
+        self.conv1 = ConvBlock(inputs, outputs, kernel, stride)
+        self.conv2 = ConvBlock(outputs, outputs, kernel, act=False)
+        shortcut: list[nn.Module] = []
+        if stride != (1, 1, 1):
+            shortcut.append(nn.AvgPool3d(stride, stride))
+        if inputs != outputs:
+            shortcut.append(Projection(inputs, outputs))
+        self.skip = nn.Sequential(*shortcut)  # empty: the identity
+        self.act = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv2(self.conv1(x)) + self.skip(x))  # type: ignore[no-any-return]
+
+
+class Projection(nn.Module):
+    """1x1x1 convolution without bias and a norm: the shortcut where the number of features changes."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv = nn.Conv3d(inputs, outputs, 1, bias=False)
+        self.norm = nn.InstanceNorm3d(outputs, eps=NORM_EPS, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))  # type: ignore[no-any-return]
+
+
+class ResidualStack(nn.Module):
+    """`count` ResidualBlocks in a row; the first one takes the stride and the change of features."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple, count: int):
+        super().__init__()
+        first = ResidualBlock(inputs, outputs, kernel, stride)
+        rest = (ResidualBlock(outputs, outputs, kernel, (1, 1, 1)) for _ in range(count - 1))
+        self.blocks = nn.Sequential(first, *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """The way down. Goes out: one feature map a level, level 0 first, the bottleneck last."""
+
+    def __init__(self, plan: NetworkPlan, channels: int):
+        super().__init__()
+        residual = plan.kind == "residual"
+        if residual:  # a stem at full resolution, so that level 0 starts with its own number of features
+            self.stem: nn.Module = ConvStack(channels, plan.features[0], plan.kernels[0], (1, 1, 1), 1)
+        else:
+            self.stem = nn.Identity()
+        inputs = (plan.features[0] if residual else channels, *plan.features[:-1])
+        levels = zip(inputs, plan.features, plan.kernels, plan.strides, plan.encoder_blocks, strict=True)
+        if residual:
+            self.stages = nn.Sequential(*(ResidualStack(*level) for level in levels))
+        else:
+            self.stages = nn.Sequential(*(nn.Sequential(ConvStack(*level)) for level in levels))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class Decoder(nn.Module):
+    """The way up. Step u goes from level S-1-u to level S-2-u: transposed convolution, concatenation, convolutions."""
+
+    def __init__(self, plan: NetworkPlan, heads: int):
+        super().__init__()
+        ups, stacks, seg_layers = [], [], []
+        for level in reversed(range(plan.stages - 1)):
+            here, below, stride = plan.features[level], plan.features[level + 1], plan.strides[level + 1]
+            kernel, count = plan.decoder_kernels[level], plan.decoder_convs[level]
+            ups.append(nn.ConvTranspose3d(below, here, stride, stride, bias=True))
+            stacks.append(ConvStack(2 * here, here, kernel, (1, 1, 1), count))
+            seg_layers.append(nn.Conv3d(here, heads, 1, bias=True))
+        self.transpconvs, self.stages = nn.ModuleList(ups), nn.ModuleList(stacks)
+        self.seg_layers = nn.ModuleList(seg_layers)
+
+    def forward(self, maps: list[Tensor], *, all_levels: bool) -> list[Tensor]:
+        """Logits, full resolution first; only that one unless all_levels."""
+        x = maps[-1]
+        logits = []
+        last = len(self.stages) - 1
+        for u, (up, stack, head) in enumerate(zip(self.transpconvs, self.stages, self.seg_layers, strict=True)):
+            x = stack(torch.cat([up(x), maps[-2 - u]], dim=1))  # concat order: [from below, skip]
+            if all_levels or u == last:
+                logits.append(head(x))
+        return logits[::-1]
+
+
+class UNet(nn.Module):
+    """PlainConvUNet or ResidualEncoderUNet of nnU-Net, as the plan's `kind` says.
+
+    forward(x): x (N, C, D, H, W), edges multiples of the plan's divisor -> logits (N, K, D, H, W).
+    forward_levels(x): the logits of every decoder level, full resolution first, for deep supervision.
+    """
+
+    def __init__(self, plan: NetworkPlan, *, channels: int, heads: int):
+        super().__init__()
+        self.encoder = Encoder(plan, channels)
+        self.decoder = Decoder(plan, heads)
+        self.apply(_initialise)
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):  # every block starts as its shortcut
+                nn.init.zeros_(module.conv2.norm.weight)
+                nn.init.zeros_(module.conv2.norm.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x), all_levels=False)[0]  # type: ignore[no-any-return]
+
+    def forward_levels(self, x: Tensor) -> list[Tensor]:
+        return self.decoder(self.encoder(x), all_levels=True)  # type: ignore[no-any-return]
+
+
+def build_network(plan: Plan) -> UNet:
+    """The plan's network with fresh weights, drawn from torch's global generator (nnU-Net's He initialisation)."""
+    return UNet(plan.network, channels=len(plan.channels), heads=plan.heads)
+
+
+def _initialise(module: nn.Module) -> None:
+    """He normal for LeakyReLU(0.01), fan-in; biases zero (Isensee 2021, Methods)."""
+    if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+        nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

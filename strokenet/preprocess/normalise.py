@@ -1,0 +1,71 @@
+"""Preprocess, step 2: intensities onto a common scale, before resampling (Isensee 2021, Methods: "normalisation").
+
+    zscore          (x - mean) / max(std, 1e-8); with use_mask_for_norm of the voxels inside, the others stay
+    ct              clip to the dataset's 0.5 and 99.5 percentile, minus its mean, divided by max(its std, 1e-8)
+    none            as it is
+    rescale_to_0_1  (x - min) / max(max - min, 1e-8)
+    rgb_to_0_1      x / 255
+Standard deviations are of the population. MRI takes zscore, each channel of each case by itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.plan import IntensityStats, Normalisation, Plan
+from strokenet.data.errors import InputError
+
+SMALLEST_SCALE = 1e-8
+
+
+def normalise(image: NDArray[np.float32], inside: NDArray[np.bool_], plan: Plan) -> NDArray[np.float32]:
+    """Every channel normalised by its scheme in the plan.
+
+    Args:
+        image: (C, D, H, W) float32, cropped, not resampled.
+        inside: (D, H, W) bool, the voxels that zscore measures where the plan's use_mask_for_norm says so.
+
+    Returns:
+        a new image, (C, D, H, W) float32.
+
+    Raises:
+        InputError: values outside 0 .. 255 under rgb_to_0_1.
+    """
+    everywhere = np.ones_like(inside)
+    normalised = np.empty(image.shape, dtype=np.float32)
+    for c, name in enumerate(plan.channels):
+        mask = inside if plan.use_mask_for_norm[c] else everywhere
+        normalised[c] = _normalise_channel(image[c], mask, plan.normalisation[c], plan.intensity[c], name)
+    return normalised
+
+
+def _normalise_channel(
+    x: NDArray[np.float32], mask: NDArray[np.bool_], scheme: Normalisation, stats: IntensityStats, name: str
+) -> NDArray[np.float32]:
+    if scheme == "zscore":
+        return _zscore(x, mask)
+    if scheme == "ct":
+        clipped = np.clip(x, np.float32(stats.percentile_00_5), np.float32(stats.percentile_99_5))
+        return (clipped - np.float32(stats.mean)) / np.float32(max(stats.std, SMALLEST_SCALE))
+    if scheme == "rescale_to_0_1":
+        shifted = x - x.min()
+        return np.asarray(shifted / np.float32(max(shifted.max(), SMALLEST_SCALE)))
+    if scheme == "rgb_to_0_1":
+        low, high = float(x.min()), float(x.max())
+        if low < 0 or high > 255:
+            raise InputError(f"channel {name} has values {low:g} .. {high:g}; rgb_to_0_1 needs 0 .. 255, use zscore")
+        return x / np.float32(255)
+    return x
+
+
+def _zscore(x: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Differs: sums run in float64, nnU-Net's in float32; on real scans the result moves by 1e-7 of its range."""
+    if not mask.any():
+        return x
+    values = x[mask]  # (D, H, W) -> (n,)
+    values -= np.float32(values.mean(dtype=np.float64))
+    std = np.sqrt(np.square(values).mean(dtype=np.float64))
+    scaled = x.copy()
+    scaled[mask] = values / np.float32(max(std, SMALLEST_SCALE))
+    return scaled

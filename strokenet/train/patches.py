@@ -1,0 +1,117 @@
+"""Patches: which case, where, and the cut (Isensee 2021, Methods: foreground oversampling).
+
+Comes in: preprocessed cases read by memory map. Goes out: raw batches, larger than the network's patch where rotations
+need a margin. Every sample's randomness is a Generator of its own, seeded by (seed, epoch, step, index in the global
+batch): a resumed run, several ranks and a prefetching thread all see the same samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from planner.plan import Triple
+from strokenet.preprocess.store import StoredCase
+
+OVERSAMPLING = 0.33
+OUTSIDE_LABEL = -1  # beyond the image, and outside the brain: becomes background after augmentation
+
+Phase = Literal["train", "val"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RawBatch:
+    """Patches as cut, before augmentation.
+
+    image: (N, C, D, H, W) float32. label: (N, D, H, W) int16, -1 outside. cases: the N case ids.
+    """
+
+    image: Tensor
+    label: Tensor
+    cases: tuple[str, ...]
+
+
+def sample_rng(seed: int, phase: Phase, epoch: int, step: int, index: int) -> np.random.Generator:
+    """The Generator of one sample: position in the batch `index` of step `step` of epoch `epoch`."""
+    key = (0 if phase == "train" else 1, epoch, step, index)
+    return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=key))
+
+
+def is_forced(index: int, batch_size: int) -> bool:
+    """Whether the sample must be centred on foreground: the last third of a batch (1 of 2, 1 of 3, 2 of 5)."""
+    return index >= round(batch_size * (1 - OVERSAMPLING))
+
+
+def place(
+    rng: np.random.Generator,
+    shape: Triple,
+    patch: Triple,
+    final_patch: Triple,
+    foreground: Sequence[NDArray[np.integer]],
+) -> Triple:
+    """First voxel of a patch in a case; it may lie outside, the cut pads.
+
+    Args:
+        shape: of the case. patch: to cut. final_patch: what remains after augmentation.
+        foreground: per lesion label (n, 3) voxels, empty for an unforced sample; else one voxel becomes the centre.
+    """
+    need = [max(p - f, p - s) for p, f, s in zip(patch, final_patch, shape, strict=True)]
+    lower = [-n // 2 for n in need]
+    upper = [s + n // 2 + n % 2 - p for s, n, p in zip(shape, need, patch, strict=True)]
+    present = [voxels for voxels in foreground if len(voxels)]
+    if present:
+        voxels = present[int(rng.integers(len(present)))]
+        centre = voxels[int(rng.integers(len(voxels)))]
+        # No upper limit, as in the peer: a lesion at the border stays in the centre.
+        start = [max(low, int(c) - p // 2) for low, c, p in zip(lower, centre, patch, strict=True)]
+    else:
+        start = [int(rng.integers(low, high + 1)) for low, high in zip(lower, upper, strict=True)]
+    return (start[0], start[1], start[2])
+
+
+def cut(array: NDArray[np.generic], start: Triple, size: Triple, fill: float) -> NDArray[np.generic]:
+    """(..., D, H, W) -> (..., *size): the box at `start`, `fill` where it leaves the array."""
+    out = np.full((*array.shape[:-3], *size), fill, dtype=array.dtype)
+    source, target = [], []
+    for first, length, limit in zip(start, size, array.shape[-3:], strict=True):
+        low, high = max(first, 0), min(first + length, limit)
+        if high <= low:
+            return out
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+    out[(..., *target)] = array[(..., *source)]
+    return out
+
+
+def draw_batch(
+    cases: Sequence[StoredCase],
+    rngs: Sequence[np.random.Generator],
+    *,
+    patch: Triple,
+    final_patch: Triple,
+) -> RawBatch:
+    """One batch: a case with replacement, then a place, a sample at a time from its own Generator.
+
+    Args:
+        cases: the fold's preprocessed cases. rngs: one a sample. patch, final_patch: see `place`.
+    """
+    images, labels, names = [], [], []
+    for index, rng in enumerate(rngs):
+        case = cases[int(rng.integers(len(cases)))]
+        foreground = tuple(case.foreground.values()) if is_forced(index, len(rngs)) else ()
+        d, h, w = case.image.shape[1:]
+        start = place(rng, (d, h, w), patch, final_patch, foreground)
+        images.append(cut(case.image, start, patch, 0.0))
+        labels.append(cut(case.label, start, patch, OUTSIDE_LABEL))
+        names.append(case.case_id)
+    return RawBatch(
+        image=torch.from_numpy(np.stack(images)),  # (N, C, D, H, W)
+        label=torch.from_numpy(np.stack(labels)),  # (N, D, H, W)
+        cases=tuple(names),
+    )
