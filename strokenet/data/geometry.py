@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from nibabel.orientations import io_orientation
@@ -53,14 +54,17 @@ class Turn:
         """(..., D, H, W) -> (..., *turned), a view."""
         lead = array.ndim - 3
         turned = array.transpose(*range(lead), *(lead + axis for axis in self.order))
-        return turned[(..., *(slice(None, None, -1 if f else 1) for f in self.flip))]
+        return np.asarray(turned[self._steps()])
 
     def invert(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """(..., *turned) -> (..., D, H, W), a view: invert(apply(x)) is x."""
         lead = array.ndim - 3
-        unflipped = array[(..., *(slice(None, None, -1 if f else 1) for f in self.flip))]
+        unflipped = np.asarray(array[self._steps()])
         back = np.argsort(self.order)
         return unflipped.transpose(*range(lead), *(lead + int(axis) for axis in back))
+
+    def _steps(self) -> Any:
+        return (..., *(slice(None, None, -1 if f else 1) for f in self.flip))
 
     def permute(self, values: tuple[float, float, float]) -> tuple[float, float, float]:
         """A per-axis quantity (shape, spacing) in the turned order."""

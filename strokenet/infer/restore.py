@@ -19,9 +19,8 @@ def resample_logits(logits: NDArray[np.float32], plan: Plan, origin: Origin) -> 
 
     Linear, or in plane and nearest across the slices where the case or the plan is anisotropic (the peer's rule).
     """
-    shape = tuple(stop - start for start, stop in zip(origin.box.start, origin.box.stop, strict=True))
     own = origin.turn.permute(origin.geometry.spacing)
-    return resample_image(logits, (shape[0], shape[1], shape[2]), current=plan.spacing, new=own, order=1)
+    return resample_image(logits, origin.box.shape, plan.spacing, own, order=1)
 
 
 def place_back(cropped: NDArray[np.generic], origin: Origin) -> NDArray[np.generic]:

@@ -11,9 +11,8 @@ from planner.plan import Orientation, Plan
 from planner.rules import Planner, make_plan
 from strokenet.data.dataset import Split, make_splits, read_dataset
 from strokenet.data.track import Track, silent
-from strokenet.preprocess.preprocess import preprocess_dataset
+from strokenet.preprocess.cohort import preprocess_dataset, survey_dataset
 from strokenet.preprocess.store import Store
-from strokenet.preprocess.survey import survey_dataset
 from strokenet.workspace import Workspace
 
 _log = logging.getLogger("strokenet")

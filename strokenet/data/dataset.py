@@ -1,0 +1,345 @@
+"""Dataset: which files belong to which case, and which cases train together.
+
+Comes in: an nnU-Net v2 raw folder (dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz). Goes out: a Dataset
+of checked names and paths, and the folds. A dataset.json may come from a stranger: no path in it leaves the folder.
+What is not built yet (regions, an ignore label, 2d, the cascade) is refused by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from strokenet.data.errors import InputError
+from strokenet.data.files import read_json, safe_name
+
+ENDINGS = (".nii.gz", ".nii")
+FOLDS = 5
+SPLIT_SEED = 12345  # nnU-Net's: the folds are then its folds
+MAX_CHANNELS = 64
+_IMAGE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
+_log = logging.getLogger("strokenet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseFiles:
+    """The files of one case. images: in channel order. label: None where there is none."""
+
+    case_id: str
+    images: tuple[Path, ...]
+    label: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A raw dataset. channels: names in input order. labels: name -> value, background 0 included."""
+
+    root: Path
+    name: str
+    channels: tuple[str, ...]
+    labels: dict[str, int]
+    file_ending: str
+    cases: tuple[CaseFiles, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One fold: case ids to train on and to validate with."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def read_dataset(root: Path) -> Dataset:
+    """The dataset of an nnU-Net v2 raw folder; no scan is opened.
+
+    Raises:
+        InputError: dataset.json is missing or wrong, a case lacks a channel or its label, or there is no case.
+    """
+    where = root / "dataset.json"
+    if not root.is_dir():
+        raise InputError(f"{root}: is no folder; give an nnU-Net raw dataset (dataset.json, imagesTr, labelsTr)")
+    description = _object(read_json(where), str(where))
+    ending = _ending(description, where)
+    channels = _channels(description, where)
+    if "dataset" in description:
+        cases = _listed_cases(root, description["dataset"], len(channels), where)
+    else:
+        cases = _found_cases(root, len(channels), ending)
+    _compare_count(description, len(cases), where)
+    return Dataset(
+        root=root,
+        name=safe_name(root.resolve().name, "dataset"),
+        channels=channels,
+        labels=_labels(description, where),
+        file_ending=ending,
+        cases=cases,
+    )
+
+
+def input_cases(folder: Path, channels: Sequence[str]) -> tuple[CaseFiles, ...]:
+    """The cases of a folder of scans CASE_0000.nii.gz, CASE_0001.nii.gz ... (or .nii), without labels.
+
+    Raises:
+        InputError: no scan is there, a case lacks a channel or has one too many, or two files make one case's channel.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder; give a folder of CASE_0000.nii.gz files")
+    found = _images(folder, ENDINGS)
+    if not found:
+        raise InputError(_nothing_found(folder, "CASE_0000.nii.gz"))
+    return tuple(
+        CaseFiles(case_id=case_id, images=_in_order(folder, case_id, images, len(channels)), label=None)
+        for case_id, images in sorted(found.items())
+    )
+
+
+def to_json(dataset: Dataset, relative_to: Path) -> dict[str, Any]:
+    """The dataset as plain JSON values; its root is stored relative to the workspace, so that both can move."""
+    root = dataset.root.resolve()
+    return {
+        "root": Path(os.path.relpath(root, relative_to.resolve())).as_posix(),
+        "name": dataset.name,
+        "channels": list(dataset.channels),
+        "labels": dataset.labels,
+        "file_ending": dataset.file_ending,
+        "cases": [
+            {
+                "case": case.case_id,
+                "images": [_below(path, dataset.root) for path in case.images],
+                "label": None if case.label is None else _below(case.label, dataset.root),
+            }
+            for case in dataset.cases
+        ],
+    }
+
+
+def from_json(value: Any, relative_to: Path) -> Dataset:
+    """The dataset of a workspace's dataset.json.
+
+    Raises:
+        InputError: it was not written by to_json, or names a path outside its root.
+    """
+    where = "dataset.json of the workspace"
+    fields = _object(value, where)
+    try:
+        root = Path(os.path.normpath(relative_to.resolve() / fields["root"]))
+        return Dataset(
+            root=root,
+            name=safe_name(fields["name"], "dataset"),
+            channels=tuple(str(name) for name in fields["channels"]),
+            labels=_labels(fields, Path(where)),
+            file_ending=str(fields["file_ending"]),
+            cases=tuple(
+                CaseFiles(
+                    case_id=safe_name(case["case"], "case"),
+                    images=tuple(_inside(root, path, where) for path in case["images"]),
+                    label=None if case["label"] is None else _inside(root, case["label"], where),
+                )
+                for case in fields["cases"]
+            ),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{where}: cannot be read ({error}); run `strokenet plan` again") from None
+
+
+def subject_of(case_id: str) -> str:
+    """The subject of a case: its BIDS prefix (sub-01 of sub-01_ses-2), else the case itself."""
+    match = _SUBJECT.match(case_id)
+    return match.group() if match else case_id
+
+
+def make_splits(case_ids: Sequence[str]) -> tuple[Split, ...]:
+    """Cross-validation: the cases of one subject are never on both sides.
+
+    scikit-learn's KFold(5, shuffle=True, random_state=12345) over the sorted subjects. Where every subject has one
+    case these are nnU-Net's folds. Fewer than five subjects make that many folds, a single one makes none.
+    """
+    cases: dict[str, list[str]] = defaultdict(list)
+    for case_id in sorted(case_ids):
+        cases[subject_of(case_id)].append(case_id)
+    subjects = sorted(cases)
+    if len(subjects) < 2:
+        return ()
+    order = np.arange(len(subjects))
+    np.random.RandomState(SPLIT_SEED).shuffle(order)
+    splits = []
+    for fold in np.array_split(order, min(FOLDS, len(subjects))):  # the first folds are one larger, as in KFold
+        held_out = {subjects[int(index)] for index in fold}
+        splits.append(
+            Split(
+                train=tuple(c for s in subjects if s not in held_out for c in cases[s]),
+                val=tuple(c for s in subjects if s in held_out for c in cases[s]),
+            )
+        )
+    return tuple(splits)
+
+
+def splits_to_json(splits: Sequence[Split]) -> list[dict[str, list[str]]]:
+    """In the layout of nnU-Net's splits_final.json."""
+    return [{"train": list(split.train), "val": list(split.val)} for split in splits]
+
+
+def splits_from_json(value: Any) -> tuple[Split, ...]:
+    """The folds of a splits.json; a user may have edited it.
+
+    Raises:
+        InputError: another layout, or a case on both sides of a fold.
+    """
+    try:
+        splits = tuple(Split(train=tuple(map(str, s["train"])), val=tuple(map(str, s["val"]))) for s in value)
+    except (KeyError, TypeError) as error:
+        raise InputError(f'splits.json: a list of {{"train": [ids], "val": [ids]}} is needed ({error})') from None
+    for fold, split in enumerate(splits):
+        both = sorted(set(split.train) & set(split.val))
+        if both:
+            raise InputError(f"splits.json: fold {fold} trains and validates on {both[0]}; put it on one side")
+    return splits
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: a JSON object is needed, got {type(value).__name__}")
+    return value
+
+
+def _ending(description: Mapping[str, Any], where: Path) -> str:
+    ending = description.get("file_ending")
+    if ending not in ENDINGS:
+        raise InputError(
+            f"{where}: file_ending is {ending!r}; allowed: {', '.join(ENDINGS)} (2d images and other formats are not "
+            "supported, convert them to NIfTI)"
+        )
+    return str(ending)
+
+
+def _channels(description: Mapping[str, Any], where: Path) -> tuple[str, ...]:
+    """In the order of the file, as nnU-Net reads them; keys 0, 1 ... must ascend."""
+    names = description.get("channel_names", description.get("modality"))
+    if not isinstance(names, dict) or not 1 <= len(names) <= MAX_CHANNELS:
+        raise InputError(f'{where}: channel_names is missing or empty; write {{"0": "T1", "1": "FLAIR"}}')
+    if [str(key) for key in names] != [str(index) for index in range(len(names))]:
+        raise InputError(f"{where}: channel_names has the keys {list(names)}; number them from 0 in order")
+    channels = tuple(str(name) for name in names.values())
+    if len(set(channels)) < len(channels):
+        raise InputError(f"{where}: channel_names {list(channels)} holds a name twice; give each channel its own")
+    return channels
+
+
+def _labels(description: Mapping[str, Any], where: Path) -> dict[str, int]:
+    labels = _object(description.get("labels"), f"{where}: labels")
+    for name, value in labels.items():
+        if isinstance(value, (list, tuple)) and name != "background":
+            raise InputError(f"{where}: label {name!r} is a region {value}; regions are not supported yet")
+        if name == "ignore":
+            raise InputError(f"{where}: an ignore label is not supported yet; remove it or its voxels")
+        if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, str) and value.isdecimal())):
+            raise InputError(f"{where}: label {name!r} is {value!r}; a whole number is needed")
+    numbers = {str(name): int(value) for name, value in labels.items()}
+    if numbers.get("background") != 0:
+        raise InputError(f'{where}: labels need "background": 0')
+    if len(numbers) < 2 or sorted(numbers.values()) != list(range(len(numbers))):
+        raise InputError(
+            f"{where}: label values {sorted(numbers.values())}; consecutive from 0 are needed, two or more"
+        )
+    return numbers
+
+
+def _compare_count(description: Mapping[str, Any], found: int, where: Path) -> None:
+    declared = description.get("numTraining")
+    if declared is not None and declared != found:
+        _log.warning("%s: numTraining is %s, %d cases were found; all of them are used", where, declared, found)
+
+
+def _listed_cases(root: Path, listed: Any, channels: int, where: Path) -> tuple[CaseFiles, ...]:
+    """The cases of the `dataset` key: {case: {"images": [...], "label": ...}}, paths relative to the folder."""
+    cases = []
+    for case_id, files in sorted(_object(listed, f"{where}: dataset").items()):
+        safe_name(case_id, f"{where}: case")
+        images = _object(files, f"{where}: dataset {case_id}").get("images")
+        label = files.get("label")
+        if not isinstance(images, list) or len(images) != channels or not isinstance(label, str):
+            raise InputError(f"{where}: case {case_id} needs {channels} images (one a channel) and a label")
+        paths = [_inside(root, path, f"{where}: case {case_id}") for path in (*images, label)]
+        for path in paths:
+            if not path.is_file():
+                raise InputError(f"{path}: not found, case {case_id} names it; correct dataset.json")
+        cases.append(CaseFiles(case_id=case_id, images=tuple(paths[:-1]), label=paths[-1]))
+    if not cases:
+        raise InputError(f"{where}: dataset names no case; list the cases or leave the key out")
+    return tuple(cases)
+
+
+def _found_cases(root: Path, channels: int, ending: str) -> tuple[CaseFiles, ...]:
+    """The cases of imagesTr, each with its label in labelsTr."""
+    images_folder, labels_folder = root / "imagesTr", root / "labelsTr"
+    for folder in (images_folder, labels_folder):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: not found; an nnU-Net raw dataset has imagesTr and labelsTr")
+    found = _images(images_folder, (ending,))
+    if not found:
+        raise InputError(_nothing_found(images_folder, f"CASE_0000{ending}"))
+    cases = []
+    for case_id, images in sorted(found.items()):
+        label = labels_folder / f"{case_id}{ending}"
+        if not label.is_file():
+            raise InputError(f"{label}: not found; add the label or leave {case_id} out of imagesTr")
+        cases.append(
+            CaseFiles(case_id=case_id, images=_in_order(images_folder, case_id, images, channels), label=label)
+        )
+    spare = {p.name.removesuffix(ending) for p in labels_folder.glob(f"*{ending}")} - set(found)
+    if spare:
+        _log.warning("%s: %d labels without images are not used, first %s", labels_folder, len(spare), min(spare))
+    return tuple(cases)
+
+
+def _images(folder: Path, endings: tuple[str, ...]) -> dict[str, dict[int, Path]]:
+    """case id -> channel number -> file. Hidden files and folders are passed over."""
+    found: dict[str, dict[int, Path]] = defaultdict(dict)
+    for path in sorted(folder.iterdir()):
+        ending = next((e for e in endings if path.name.endswith(e)), None)
+        match = _IMAGE.fullmatch(path.name.removesuffix(ending)) if ending else None
+        if match is None or path.name.startswith(".") or path.is_dir():
+            continue
+        case_id, channel = safe_name(match["case"], f"{folder}: case"), int(match["channel"])
+        if channel in found[case_id]:
+            raise InputError(f"{path}: {found[case_id][channel].name} is the same channel; keep one of them")
+        found[case_id][channel] = path
+    return found
+
+
+def _in_order(folder: Path, case_id: str, images: Mapping[int, Path], channels: int) -> tuple[Path, ...]:
+    if sorted(images) != list(range(channels)):
+        have = ", ".join(f"{channel:04d}" for channel in sorted(images))
+        need = ", ".join(f"{channel:04d}" for channel in range(channels))
+        raise InputError(f"{folder}: case {case_id} has the channels {have}; {need} are needed")
+    return tuple(images[channel] for channel in range(channels))
+
+
+def _nothing_found(folder: Path, pattern: str) -> str:
+    names = [path.name for path in folder.iterdir()]
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
+    there = f"there are {len(names)} other files such as {', '.join(near)}" if names else "the folder is empty"
+    return f"{folder}: no file like {pattern} (four digits for the channel); {there}; rename them"
+
+
+def _inside(root: Path, path: Any, where: str) -> Path:
+    """root / path, refused where it is absolute, climbs out, or holds control characters."""
+    pure = PurePosixPath(str(path))
+    if pure.is_absolute() or ".." in pure.parts or "\\" in str(path) or not pure.parts or not str(path).isprintable():
+        raise InputError(f"{where}: path {str(path)!r}; a path below the dataset's folder is needed, without '..'")
+    return root / Path(*pure.parts)
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
