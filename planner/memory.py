@@ -33,8 +33,6 @@ def feature_map_voxels(
     if kind == "plain":
         return sum(n * m for n, m in zip(encoder_blocks, maps, strict=True)) + decoder + head
     before = (features[0], *features[:-1])
-    projected = [
-        stride != (1, 1, 1) or f != b for stride, f, b in zip(shape.strides, features, before, strict=True)
-    ]
+    projected = [stride != (1, 1, 1) or f != b for stride, f, b in zip(shape.strides, features, before, strict=True)]
     encoder = sum((2 * n + p) * m for n, p, m in zip(encoder_blocks, projected, maps, strict=True))
     return maps[0] + encoder + decoder + head

@@ -215,7 +215,7 @@ def _fitting_topology(
 def _usable(shape: Topology, median: Sequence[float]) -> Topology:
     if shape.stages < 2:
         size = _numbers(tuple(median))
-        raise PlanError(f"patch {shape.patch} of images of {size} voxels cannot be halved once; the images are too small")
+        raise PlanError(f"patch {shape.patch} of images of {size} voxels cannot be halved; the images are too small")
     return shape
 
 

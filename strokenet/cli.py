@@ -72,7 +72,7 @@ def demo(out: Path, minutes: float, seed: int, verbose: int, as_json: bool) -> N
 @click.option(
     "--planner", type=click.Choice(["plain", "resenc-m", "resenc-l", "resenc-xl"]), default="plain", show_default=True
 )
-@click.option("--gpu-memory", type=click.FloatRange(min=0, min_open=True), help="Budget in GB [default: the planner's].")
+@click.option("--gpu-memory", type=click.FloatRange(min=0, min_open=True), help="Budget, GB [default: the planner's].")
 @click.option("--orientation", type=click.Choice(["RAS", "as-stored"]), default="RAS", show_default=True)
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes [default: by cores and free memory].")
 @_main_options
@@ -135,7 +135,7 @@ def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> Non
 def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
     """Train one fold of WORK."""
     from strokenet.console import show_training, tracking
-    from strokenet.train.train import TrainConfig
+    from strokenet.train.run import TrainConfig
     from strokenet.train.train import train as run
     from strokenet.workspace import Workspace
 
@@ -197,7 +197,7 @@ def infer(
 @cli.command()
 @click.argument("prediction", type=EXISTING)
 @click.argument("reference", type=EXISTING)
-@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="scores.json; a .csv goes beside it.")
+@click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="scores.json; a .csv joins it.")
 @click.option("--against", type=EXISTING, help="A second prediction to compare with, case by case.")
 @_main_options
 def evaluate(

@@ -7,9 +7,7 @@ from typing import Any
 
 from planner.plan import IntensityStats, NetworkPlan, Plan, PostprocessRule
 
-STATS = IntensityStats(
-    mean=0.0, std=1.0, min=-3.0, max=3.0, median=0.0, percentile_00_5=-2.5, percentile_99_5=2.5
-)
+STATS = IntensityStats(mean=0.0, std=1.0, min=-3.0, max=3.0, median=0.0, percentile_00_5=-2.5, percentile_99_5=2.5)
 
 
 def tiny_network(**changes: Any) -> NetworkPlan:

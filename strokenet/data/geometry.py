@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from nibabel.orientations import io_orientation
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Triple = tuple[int, int, int]
 Spacing = tuple[float, float, float]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,13 +51,13 @@ class Turn:
     order: Triple
     flip: tuple[bool, bool, bool]
 
-    def apply(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+    def apply(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
         """(..., D, H, W) -> (..., *turned), a view."""
         lead = array.ndim - 3
         turned = array.transpose(*range(lead), *(lead + axis for axis in self.order))
         return np.asarray(turned[self._steps()])
 
-    def invert(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+    def invert(self, array: NDArray[Scalar]) -> NDArray[Scalar]:
         """(..., *turned) -> (..., D, H, W), a view: invert(apply(x)) is x."""
         lead = array.ndim - 3
         unflipped = np.asarray(array[self._steps()])

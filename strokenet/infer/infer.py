@@ -127,7 +127,9 @@ def infer_one(
     missing = [name for name in channels if name.casefold() not in given]
     unknown = [name for name in files if name.casefold() not in {channel.casefold() for channel in channels}]
     if missing or unknown:
-        raise InputError(f"the model reads {', '.join(channels)}; missing: {missing or 'none'}, unknown: {unknown or 'none'}")
+        raise InputError(
+            f"the model reads {', '.join(channels)}; missing: {missing or 'none'}, unknown: {unknown or 'none'}"
+        )
     images = tuple(given[name.casefold()] for name in channels)
     name = safe_name(case_id or images[0].name.removesuffix(".gz").removesuffix(".nii"), "case")
     return infer(model_root, (CaseFiles(case_id=name, images=images, label=None),), out, config, track)
@@ -138,8 +140,9 @@ def predict(model: Model, case: Case, config: InferConfig, track: Track = silent
     plan, device = model.plan, model.networks[0].decoder.seg_layers[-1].weight.device
     assert isinstance(device, torch.device)
     prepared = preprocess(case, plan)
-    peak = peak_memory_bytes(plan, prepared.image.shape[1:])
-    _log.info("%s: %s voxels on the plan's grid, about %.1f GB at peak", case.case_id, prepared.image.shape[1:], peak / 1e9)
+    shape = prepared.image.shape[1:]
+    peak = peak_memory_bytes(plan, shape)
+    _log.info("%s: %s voxels on the plan's grid, about %.1f GB at peak", case.case_id, shape, peak / 1e9)
     logits = predict_logits(
         model.networks,
         torch.from_numpy(prepared.image),
@@ -242,9 +245,7 @@ def _written(result: CaseResult, write: Future[None]) -> CaseResult:
     try:
         write.result()
     except OSError as error:
-        return replace(
-            result, status="failed", error=_one_line(error), lesion_volume_ml=None, lesion_count=None
-        )
+        return replace(result, status="failed", error=_one_line(error), lesion_volume_ml=None, lesion_count=None)
     return result
 
 

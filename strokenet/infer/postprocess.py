@@ -42,7 +42,7 @@ def postprocess(probability: NDArray[np.float32], rule: PostprocessRule, voxel_v
             min_volume_mm3=rule.min_volume_mm3,
             connectivity=rule.connectivity,
         )
-    mask = probability.argmax(0).astype(np.uint8)
+    mask: NDArray[np.uint8] = probability.argmax(0).astype(np.uint8)
     for value in range(1, len(probability)) if rule.min_volume_mm3 > 0 else ():
         own = mask == value
         kept = volume_filter(

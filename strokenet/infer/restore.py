@@ -6,12 +6,16 @@ grid, then anything on it placed back into the full scan in the scan's own axis 
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.plan import Plan
 from strokenet.preprocess.preprocess import Origin
 from strokenet.preprocess.resample import resample_image
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def resample_logits(logits: NDArray[np.float32], plan: Plan, origin: Origin) -> NDArray[np.float32]:
@@ -23,9 +27,10 @@ def resample_logits(logits: NDArray[np.float32], plan: Plan, origin: Origin) -> 
     return resample_image(logits, origin.box.shape, plan.spacing, own, order=1)
 
 
-def place_back(cropped: NDArray[np.generic], origin: Origin) -> NDArray[np.generic]:
+def place_back(cropped: NDArray[Scalar], origin: Origin) -> NDArray[Scalar]:
     """Zeros outside the crop box, then the scan's own axes. (*box) -> (D, H, W), dtype kept."""
     turned_shape = [origin.geometry.shape[axis] for axis in origin.turn.order]
     full = np.zeros(turned_shape, dtype=cropped.dtype)
     full[origin.box.slices] = cropped
-    return np.ascontiguousarray(origin.turn.invert(full))
+    back: NDArray[Scalar] = np.ascontiguousarray(origin.turn.invert(full))
+    return back

@@ -103,9 +103,8 @@ def predict_logits(
             total = torch.zeros((logits.shape[0], *shape), device=device)
         total[(slice(None), *box)] += logits * weights
         norm[box] += weights
-    heads = networks[0].decoder.seg_layers[-1].out_channels
     if total is None:
-        total = torch.zeros((int(heads), *shape), device=device)
+        total = torch.zeros((networks[0].heads, *shape), device=device)
     total /= norm.clamp_min(torch.finfo(torch.float32).tiny)
     total[0] += EMPTY_LOGIT * (norm == 0)
     return total[(slice(None), *inside)]

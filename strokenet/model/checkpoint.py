@@ -11,6 +11,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -119,7 +120,7 @@ def _check_header(path: Path, plan: Plan) -> None:
             raise InputError(f"{path}: {name} is {given}, plan.json asks for {shape} in F32, F16 or BF16")
 
 
-def _read_header(path: Path) -> dict[str, dict[str, object]]:
+def _read_header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

@@ -156,6 +156,7 @@ class UNet(nn.Module):
 
     def __init__(self, plan: NetworkPlan, *, channels: int, heads: int):
         super().__init__()
+        self.heads = heads
         self.encoder = Encoder(plan, channels)
         self.decoder = Decoder(plan, heads)
         self.apply(_initialise)

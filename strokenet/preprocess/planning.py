@@ -1,4 +1,4 @@
-"""From a raw dataset to a workspace: survey -> fingerprint -> plan -> splits; and the plan carried out on every case."""
+"""From a raw dataset to a workspace: survey -> fingerprint -> plan -> splits; then the plan carried out on all."""
 
 from __future__ import annotations
 

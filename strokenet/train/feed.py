@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class Feed:
     def __exit__(self, *reason: object) -> None:
         self._stack.close()
 
-    def batches(self, phase: Phase, epoch: int, steps: range) -> Iterator[Batch]:
+    def batches(self, phase: Phase, epoch: int, steps: range) -> Generator[Batch, None, None]:
         """The batches of these steps, the same ones whenever they are asked for."""
         make: Callable[[int], RawBatch | Batch] = partial(self._prepare, phase, epoch)
         waiting: deque[tuple[int, Future[RawBatch | Batch]]] = deque()
@@ -92,9 +92,7 @@ class Feed:
         rngs = [sample_rng(self._seed, phase, epoch, step, index) for index in range(self._batch_size)]
         final = self._plan.patch
         grown = phase == "train" and self._augmentation != "none"
-        raw = draw_batch(
-            self._cases[phase], rngs, patch=initial_patch(final) if grown else final, final_patch=final
-        )
+        raw = draw_batch(self._cases[phase], rngs, patch=initial_patch(final) if grown else final, final_patch=final)
         if grown and self._augmentation == "batchgenerators":
             return self._published(raw, rngs)
         return raw

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -75,17 +75,18 @@ def place(
     return (start[0], start[1], start[2])
 
 
-def cut(array: NDArray[np.generic], start: Triple, size: Triple, fill: float) -> NDArray[np.generic]:
+def cut(array: NDArray[Any], start: Triple, size: Triple, fill: float) -> NDArray[Any]:
     """(..., D, H, W) -> (..., *size): the box at `start`, `fill` where it leaves the array."""
     out = np.full((*array.shape[:-3], *size), fill, dtype=array.dtype)
-    source, target = [], []
+    source: list[Any] = [...]
+    target: list[Any] = [...]
     for first, length, limit in zip(start, size, array.shape[-3:], strict=True):
         low, high = max(first, 0), min(first + length, limit)
         if high <= low:
             return out
         source.append(slice(low, high))
         target.append(slice(low - first, high - first))
-    out[(..., *target)] = array[(..., *source)]
+    out[tuple(target)] = array[tuple(source)]
     return out
 
 

@@ -8,44 +8,35 @@ a run that is killed at any moment and resumed ends with the weights of one that
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
 import logging
 import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import FrameType
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from planner import plan as plans
-from planner.plan import Plan
 from strokenet.data.errors import InputError
 from strokenet.data.files import write_bytes
 from strokenet.data.track import Track, silent
 from strokenet.infer.sliding_window import predict_logits
-from strokenet.model.checkpoint import load_weights, save_weights
-from strokenet.model.device import Precision, choose_device, choose_dtype
-from strokenet.model.network import UNet, build_network
-from strokenet.preprocess.store import Store, StoredCase
+from strokenet.model.checkpoint import save_weights
+from strokenet.preprocess.store import StoredCase
 from strokenet.train.curve import draw_curve
-from strokenet.train.feed import Augmentation, Batch, Feed
+from strokenet.train.feed import Batch, Feed
 from strokenet.train.loss import deep_supervision_loss
-from strokenet.train.state import Progress, State, load_state, save_state
+from strokenet.train.run import Run, TrainConfig, fold_cases, start_run
+from strokenet.train.state import Progress, State, save_state
 from strokenet.workspace import FoldFolder, Workspace
 
 _log = logging.getLogger("strokenet")
 
-MOMENTUM = 0.99
-WEIGHT_DECAY = 3e-5
 GRADIENT_NORM = 12.0
 POLY_EXPONENT = 0.9
 EMA_KEEP = 0.9
@@ -57,42 +48,6 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long and with what; the defaults are nnU-Net's.
-
-    fold: "0" .. "4" or "all". epochs: length of the schedule. stop_epoch: stop there, the schedule stays (the paper
-    stops 3,000 epochs at 2,500). batch_size: None takes the plan's. init: a model folder whose weights to start from.
-    validate_every: whole validation volumes every so many epochs, 0 never. max_time_minutes: None for no limit.
-    """
-
-    fold: str = "0"
-    epochs: int = 1000
-    stop_epoch: int | None = None
-    iterations: int = 250
-    val_iterations: int = 50
-    batch_size: int | None = None
-    lr: float = 1e-2
-    init: Path | None = None
-    init_heads: Literal["keep", "new"] = "keep"
-    augment: Augmentation = "device"
-    validate_every: int = 0
-    precision: Precision = "auto"
-    device: str = "auto"
-    resume: bool = False
-    max_time_minutes: float | None = None
-    seed: int = 0
-    deterministic: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "iterations", "val_iterations", "batch_size", "stop_epoch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}; allowed: 1 or more")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"lr is {self.lr}; a positive number is needed")
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainResult:
     """How a run ended. signal: the number of the signal that stopped it, else None. finished: no epoch is left."""
 
@@ -100,27 +55,6 @@ class TrainResult:
     history: tuple[Mapping[str, float], ...]
     signal: int | None
     finished: bool
-
-
-@dataclass(kw_only=True, eq=False)
-class _Run:
-    """What changes while a fold trains."""
-
-    plan: Plan
-    config: TrainConfig
-    folder: FoldFolder
-    device: torch.device
-    dtype: torch.dtype
-    network: UNet
-    optimizer: torch.optim.SGD
-    scaler: torch.amp.GradScaler
-    settings: dict[str, str]
-    progress: Progress = field(default_factory=Progress)
-    history: list[dict[str, float]] = field(default_factory=list)
-
-    @property
-    def batch_size(self) -> int:
-        return self.config.batch_size or self.plan.batch_size
 
 
 @dataclass
@@ -142,8 +76,10 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent) -> T
             asked for, settings that changed since, or five steps in a row without a finite loss.
     """
     plan = workspace.read_plan()
-    train_cases, val_cases = _cases(workspace, config.fold)
-    run = _start(workspace, plan, config)
+    train_cases, val_cases = fold_cases(workspace, config.fold)
+    run = start_run(workspace, plan, config)
+    if run.history:
+        _derive(run)  # what a kill may have left behind the state
     last = min(config.epochs, config.stop_epoch or config.epochs)
     minutes = config.max_time_minutes
     stop = _Stop(deadline=time.monotonic() + 60 * minutes if minutes is not None else math.inf)
@@ -175,107 +111,7 @@ def poly_lr(lr: float, epoch: int, epochs: int) -> float:
     return float(lr * (1 - epoch / epochs) ** POLY_EXPONENT)
 
 
-def _cases(workspace: Workspace, fold: str) -> tuple[list[StoredCase], list[StoredCase]]:
-    store = Store(workspace.preprocessed)
-    dataset = workspace.read_dataset()
-    if fold == "all":
-        names = tuple(case.case_id for case in dataset.cases)
-        opened = [store.open(name) for name in names]
-        return opened, opened
-    splits = workspace.read_splits()
-    if not fold.isdigit() or int(fold) >= len(splits):
-        allowed = ", ".join([*(str(i) for i in range(len(splits))), "all"])
-        raise InputError(f"fold {fold!r}: {workspace.splits_file} has {len(splits)} folds; allowed: {allowed}")
-    split = splits[int(fold)]
-    return [store.open(name) for name in split.train], [store.open(name) for name in split.val]
-
-
-def _start(workspace: Workspace, plan: Plan, config: TrainConfig) -> _Run:
-    """A run at its first step, or where the state on disk left it."""
-    folder = workspace.fold(config.fold)
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.precision, device)
-    settings = _settings(plan, config)
-    state = load_state(folder)
-    if state is not None and not config.resume:
-        raise InputError(f"{folder.root}: a run is there; `--resume` continues it, or remove the folder to start again")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = build_network(plan)
-    if state is None and config.init is not None:
-        settings["init"] = _initialise(network, plan, config)
-    network.to(device)
-    run = _Run(
-        plan=plan,
-        config=config,
-        folder=folder,
-        device=device,
-        dtype=dtype,
-        network=network,
-        optimizer=torch.optim.SGD(
-            network.parameters(), config.lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
-        ),
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        settings=settings,
-    )
-    if state is not None:
-        _restore(run, state)
-    return run
-
-
-def _settings(plan: Plan, config: TrainConfig) -> dict[str, str]:
-    """What a resumed run must share with the one that was stopped, as text."""
-    content = json.dumps(plans.to_json(plan), sort_keys=True).encode()
-    names = ("iterations", "val_iterations", "batch_size", "lr", "augment", "seed")
-    return {"plan": hashlib.sha256(content).hexdigest(), **{name: str(getattr(config, name)) for name in names}}
-
-
-def _restore(run: _Run, state: State) -> None:
-    changed = [name for name in run.settings if run.settings[name] != state.settings.get(name)]
-    if changed:
-        pairs = "; ".join(f"{name} was {state.settings.get(name)}, is {run.settings[name]}" for name in changed)
-        raise InputError(f"{run.folder.root}: cannot resume with other settings: {pairs}")
-    run.network.load_state_dict(state.network)
-    run.optimizer.load_state_dict(state.optimizer)
-    run.scaler.load_state_dict(state.scaler)
-    run.progress, run.history, run.settings = state.progress, state.history, state.settings
-    _derive(run)
-    _log.info("resuming at epoch %d, step %d", run.progress.epoch, run.progress.step)
-
-
-def _initialise(network: UNet, plan: Plan, config: TrainConfig) -> str:
-    """Weights of another model with the same shapes; says what became of the heads.
-
-    The heads are kept when the label sets agree; --init-heads new leaves them at random (nnU-Net's rule).
-    """
-    assert config.init is not None
-    source = Workspace(config.init)
-    source_plan = source.read_plan()
-    folds = source.trained_folds()
-    if not folds:
-        raise InputError(f"--init {config.init}: no trained fold there")
-    file = source.fold(folds[0]).weights
-    assert file is not None
-    weights = load_weights(file, source_plan)
-    keep = config.init_heads == "keep" and dict(source_plan.labels) == dict(plan.labels)
-    if not keep:
-        weights = {name: tensor for name, tensor in weights.items() if ".seg_layers." not in name}
-    own = network.state_dict()
-    body = [name for name in own if keep or ".seg_layers." not in name]
-    wrong = [name for name in body if name not in weights or weights[name].shape != own[name].shape]
-    wrong += [name for name in weights if name not in own]
-    if wrong:
-        raise InputError(
-            f"--init {config.init}: {len(wrong)} parameters differ from the plan's network, first {wrong[0]}; "
-            "the two plans must give networks of one shape and the same number of channels"
-        )
-    network.load_state_dict(weights, strict=False)
-    heads = "heads kept" if keep else "heads new"
-    _log.info("initialised from %s (fold %s), %s", config.init, folds[0], heads)
-    return f"{config.init.name}, fold {folds[0]}, {heads}"
-
-
-def _train_epoch(run: _Run, feed: Feed, epoch: int, stop: _Stop) -> bool:
+def _train_epoch(run: Run, feed: Feed, epoch: int, stop: _Stop) -> bool:
     """The steps that are left of one epoch. False where it was stopped between two of them."""
     progress, config = run.progress, run.config
     run.network.train()
@@ -296,7 +132,7 @@ def _train_epoch(run: _Run, feed: Feed, epoch: int, stop: _Stop) -> bool:
     return True
 
 
-def _step(run: _Run, batch: Batch) -> None:
+def _step(run: Run, batch: Batch) -> None:
     """Forward, backward, clip, update. A loss that is not finite skips the update and names the batch's cases."""
     run.optimizer.zero_grad(set_to_none=True)
     loss = _loss(run, batch)
@@ -317,7 +153,7 @@ def _step(run: _Run, batch: Batch) -> None:
     _skip(run, batch)
 
 
-def _skip(run: _Run, batch: Batch) -> None:
+def _skip(run: Run, batch: Batch) -> None:
     run.progress.skipped += 1
     run.progress.bad_in_row += 1
     where = f"epoch {run.progress.epoch}, step {run.progress.step}, cases {', '.join(batch.cases)}"
@@ -329,13 +165,13 @@ def _skip(run: _Run, batch: Batch) -> None:
         )
 
 
-def _loss(run: _Run, batch: Batch) -> Tensor:
+def _loss(run: Run, batch: Batch) -> Tensor:
     with torch.autocast(run.device.type, dtype=run.dtype, enabled=run.dtype != torch.float32):
         levels = run.network.forward_levels(batch.image)
     return deep_supervision_loss(levels, batch.label, batch_dice=run.plan.batch_dice)
 
 
-def _validate(run: _Run, feed: Feed, epoch: int, cases: Sequence[StoredCase]) -> None:
+def _validate(run: Run, feed: Feed, epoch: int, cases: Sequence[StoredCase]) -> None:
     """Validation patches, then the epoch's row of the log. The next epoch becomes the current one."""
     progress, config = run.progress, run.config
     if progress.loss_count == 0:
@@ -368,7 +204,7 @@ def _validate(run: _Run, feed: Feed, epoch: int, cases: Sequence[StoredCase]) ->
     )
 
 
-def _validation_patches(run: _Run, feed: Feed, epoch: int) -> tuple[float, float]:
+def _validation_patches(run: Run, feed: Feed, epoch: int) -> tuple[float, float]:
     """Mean loss, and the mean over labels of the Dice of all validation patches taken together ("pseudo-Dice")."""
     losses = []
     counts = torch.zeros(3, run.plan.heads - 1, dtype=torch.int64)  # true positive, false positive, false negative
@@ -396,7 +232,7 @@ def _mean_dice(counts: Tensor) -> float:
     return float((2 * true_positive / size)[size > 0].mean()) if bool((size > 0).any()) else 0.0
 
 
-def _volume_dice(run: _Run, cases: Sequence[StoredCase]) -> float:
+def _volume_dice(run: Run, cases: Sequence[StoredCase]) -> float:
     """Mean over the validation cases of the Dice of whole volumes, by the sliding window, on the plan's grid."""
     scores = []
     for case in cases:
@@ -407,7 +243,7 @@ def _volume_dice(run: _Run, cases: Sequence[StoredCase]) -> float:
     return float(np.mean(scores))
 
 
-def _checkpoint(run: _Run) -> None:
+def _checkpoint(run: Run) -> None:
     """State first, then what is derived from it: a kill in between is mended by the next --resume."""
     state = State(
         progress=run.progress,
@@ -421,7 +257,7 @@ def _checkpoint(run: _Run) -> None:
     _derive(run)
 
 
-def _derive(run: _Run) -> None:
+def _derive(run: Run) -> None:
     """last and best weights, log.csv and the curve, from the run as it stands."""
     note = {"epoch": str(run.progress.epoch), "init": run.settings.get("init", "random")}
     weights = run.network.state_dict()
@@ -434,7 +270,9 @@ def _derive(run: _Run) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in run.history)
+    writer.writerows(
+        {k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in run.history
+    )
     write_bytes(run.folder.log, text.getvalue().encode())
     draw_curve(run.history, run.folder.curve)
 

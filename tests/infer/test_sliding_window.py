@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.plans import tiny_plan
 from torch import Tensor, nn
 
 from strokenet.infer.sliding_window import (
@@ -19,6 +18,7 @@ from strokenet.infer.sliding_window import (
     tile_starts,
 )
 from strokenet.model.network import build_network
+from tests.plans import tiny_plan
 
 
 def test_tiles_are_the_published_example() -> None:

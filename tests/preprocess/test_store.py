@@ -70,7 +70,9 @@ def test_a_missing_or_cut_file_makes_a_case_incomplete(store: Store, name: str) 
     assert store.complete("head", "plan-scans")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"key": 3, "files": {}}', b'{"key": "plan-scans", "files": {}}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"key": 3, "files": {}}', b'{"key": "plan-scans", "files": {}}']
+)
 def test_a_damaged_manifest_makes_a_case_incomplete(store: Store, content: bytes) -> None:
     (store.folder("head") / "manifest.json").write_bytes(content)
     assert not store.complete("head", "plan-scans")
@@ -97,8 +99,8 @@ def test_a_flipped_byte_in_a_header_ends_in_one_line_or_in_an_array(store: Store
     try:
         store.open("head")
     except InputError as error:
-        assert "run preprocess again" in str(error)
-        assert "\n" not in str(error)
+        assert "run preprocess again" in str(error)  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
 
 
 def test_a_pickle_is_never_loaded(store: Store) -> None:
