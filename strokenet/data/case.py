@@ -8,18 +8,22 @@ grids that differ are refused with the numbers.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
+from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from numpy.linalg import LinAlgError
 from numpy.typing import NDArray
 
 from strokenet.data.errors import InputError
 from strokenet.data.geometry import Geometry, corner_distance_mm
-from strokenet.data.nifti import Header, Volume, geometry_of, parse_header, read_volume
+from strokenet.data.header import Header, parse_header
+from strokenet.data.nifti import MAX_NONFINITE, Volume, geometry_of, read_volume, zero_nonfinite
 
 CORNER_TOLERANCE_MM = 1e-3
 LABEL_TOLERANCE = 1e-3  # a resampled or scaled label may miss its integer by this much
@@ -66,12 +70,11 @@ def read_case(
     Raises:
         InputError: a file cannot be used, or the grids differ.
     """
-    volumes = _one_after_another(case_id, channels)
+    image, geometry, header = _one_after_another(case_id, channels)
     truth = None if label is None else read_label(label, labels)
     if truth is not None:
         first = next(iter(channels.values()))
-        _check_grid(case_id, f"label ({label})", truth.geometry, f"image ({first})", volumes[2])
-    image, header, geometry = volumes
+        _check_grid(case_id, f"label ({label})", truth.geometry, f"image ({first})", geometry)
     return Case(
         case_id=case_id,
         channels=tuple(channels),
@@ -103,14 +106,19 @@ def case_from_images(
     Args:
         images: name -> path, nibabel image, or (array (i, j, k), affine (4, 4)) in nibabel's axis order.
         label, labels: as in read_case; the label map may be given in the same three ways.
+
+    Raises:
+        InputError: an image cannot be used, or the grids differ.
     """
-    volumes = {name: _volume(f"{case_id}: {name}", image) for name, image in images.items()}
+    if not images:
+        raise InputError(f"{case_id}: no channel given; at least one scan is needed")
+    volumes = {name: _volume(f"{case_id}: {name}", image, MAX_NONFINITE) for name, image in images.items()}
     first_name, first = next(iter(volumes.items()))
     for name, volume in volumes.items():
         _check_grid(case_id, name, volume.geometry, first_name, first.geometry)
     array = None
     if label is not None:
-        truth = _volume(f"{case_id}: label", label)
+        truth = _volume(f"{case_id}: label", label, 0.0)
         _check_grid(case_id, "label", truth.geometry, first_name, first.geometry)
         array = _label_values(f"{case_id}: label", truth.array, labels)
     return Case(
@@ -123,23 +131,24 @@ def case_from_images(
     )
 
 
-def _one_after_another(case_id: str, channels: Mapping[str, Path]) -> tuple[NDArray[np.float32], Header, Geometry]:
-    """All channels, read into one array so that no more than one scan is held twice."""
+def _one_after_another(case_id: str, channels: Mapping[str, Path]) -> tuple[NDArray[np.float32], Geometry, Header]:
+    """All channels, read into one array; beside it no more than one scan is held at a time."""
     if not channels:
         raise InputError(f"{case_id}: no channel given; at least one scan is needed")
-    (_, first_path), *others = channels.items()
+    (first_name, first_path), *others = channels.items()
     first = read_volume(first_path)
+    geometry, header = first.geometry, first.header
     if not others:
-        return first.array[None], first.header, first.geometry
-    image = np.empty((len(channels), *first.array.shape), np.float32)
+        return first.array[None], geometry, header
+    image = np.empty((len(channels), *geometry.shape), np.float32)
     image[0] = first.array
+    del first
     for index, (name, path) in enumerate(others, start=1):
         volume = read_volume(path)
-        _check_grid(
-            case_id, f"{name} ({path})", volume.geometry, f"{next(iter(channels))} ({first_path})", first.geometry
-        )
+        _check_grid(case_id, f"{name} ({path})", volume.geometry, f"{first_name} ({first_path})", geometry)
         image[index] = volume.array
-    return image, first.header, first.geometry
+        del volume
+    return image, geometry, header
 
 
 def _check_grid(case_id: str, name: str, geometry: Geometry, of_name: str, of: Geometry) -> None:
@@ -149,7 +158,7 @@ def _check_grid(case_id: str, name: str, geometry: Geometry, of_name: str, of: G
             "resample one to the other or leave the case out"
         )
     distance = corner_distance_mm(geometry, of)
-    if distance >= CORNER_TOLERANCE_MM:
+    if not distance < CORNER_TOLERANCE_MM:  # true for NaN
         raise InputError(
             f"{case_id}: grid of {name} lies up to {distance:.3g} mm away from {of_name} (allowed: below "
             f"{CORNER_TOLERANCE_MM:g}); resample one to the other or correct its header"
@@ -167,14 +176,16 @@ def _label_values(where: Path | str, array: NDArray[np.float32], labels: Mapping
     rounded = np.round(found)
     off = found[np.abs(found - rounded) > LABEL_TOLERANCE]
     if len(off):
-        raise InputError(f"{where}: label values {_listed(off)} are no integers; a label map of integers is needed")
+        raise InputError(f"{where}: label values {_listed(off)} are no integers; round them or draw them again")
     unknown = [value for value in rounded.tolist() if value not in allowed]
     if unknown == [255] and allowed == {0, 1} and not (rounded == 1).any():
         _log.info("%s: 255 is taken as the lesion label 1", where)
         return (array > 127).astype(np.int16)
     if unknown:
         names = "0 to 255" if labels is None else ", ".join(f"{value} ({name})" for name, value in labels.items())
-        raise InputError(f"{where}: label values {_listed(np.array(unknown))} are unknown; allowed: {names}")
+        raise InputError(
+            f"{where}: label values {_listed(np.array(unknown))} are unknown; allowed: {names}, correct them"
+        )
     return np.rint(array).astype(np.int16)
 
 
@@ -189,29 +200,58 @@ def _listed(values: NDArray[np.floating[Any]]) -> str:
     return f"{shown} and {len(values) - 5} more" if len(values) > 5 else shown
 
 
-def _volume(where: str, image: Any) -> Volume:
+def _volume(where: str, image: Any, max_nonfinite: float) -> Volume:
+    """A scan given as path, nibabel image or (array, affine), read by the rules of a file."""
     if isinstance(image, str | Path):
-        return read_volume(Path(image))
-    if isinstance(image, tuple):
+        return read_volume(Path(image), max_nonfinite=max_nonfinite)
+    stored, affine, own = _in_memory(where, image)
+    if stored.dtype.kind not in "buif" or stored.dtype.itemsize > 8:
+        raise InputError(
+            f"{where}: voxels of type {stored.dtype}; allowed: integers, float32, float64, convert the scan"
+        )
+    if stored.ndim < 3 or any(n != 1 for n in stored.shape[3:]):
+        raise InputError(f"{where}: array of shape {stored.shape}; one 3-D volume is needed, take one out")
+    with np.errstate(over="ignore"):
+        array = stored.reshape(stored.shape[:3]).transpose(2, 1, 0)  # (i, j, k) -> (D, H, W)
+        array = np.array(array, dtype=np.float32, order="C")  # a copy: the caller's array is not altered
+    header = _header_of(where, array.shape[::-1], affine, own)
+    zero_nonfinite(where, array, max_nonfinite)
+    return Volume(array=array, geometry=geometry_of(header), header=header)
+
+
+def _in_memory(where: str, image: Any) -> tuple[NDArray[Any], Any, Any]:
+    """Array (i, j, k), scaled in float64 as in a file; affine (4, 4); header, None where there is none."""
+    if isinstance(image, SpatialImage):
+        own = image.header if isinstance(image, Nifti1Image) else None
+        try:
+            return np.asarray(image.dataobj), image.affine, own
+        except (OSError, EOFError, zlib.error) as error:  # nibabel opens the file now
+            raise InputError(f"{where}: voxels cannot be read ({error}); copy or export the file again") from None
+    try:
         array, affine = image
-        image = nibabel.Nifti1Image(np.asarray(array, dtype=np.float32), affine)
-    array = np.asarray(image.dataobj, dtype=np.float32)
-    array = array.reshape(array.shape[:3]) if array.ndim > 3 and array.size == np.prod(array.shape[:3]) else array
-    if array.ndim != 3:
-        raise InputError(f"{where}: {array.ndim}-D array of shape {array.shape}; one 3-D volume is needed")
-    if not np.isfinite(array).all():
-        raise InputError(f"{where}: holds NaN or infinity; replace them before")
-    header = _header_of(where, array, image)
-    volume = np.ascontiguousarray(array.transpose(2, 1, 0))  # (i, j, k) -> (D, H, W)
-    return Volume(array=volume, geometry=geometry_of(header), header=header)
+        affine = np.array(affine, dtype=np.float64)
+    except (TypeError, ValueError):
+        kind = type(image).__name__
+        raise InputError(f"{where}: got {kind}; give a path, a nibabel image, or (array, 4 x 4 affine)") from None
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        raise InputError(f"{where}: affine of shape {affine.shape} or with NaN; give 4 x 4 finite numbers in mm")
+    return np.asarray(array), affine, None
 
 
-def _header_of(where: str, array: NDArray[np.float32], image: Any) -> Header:
-    """The header a file of this image would have; forms and units of a NIfTI image are kept."""
-    own = image.header if isinstance(image, nibabel.Nifti1Image) and array.ndim == len(image.shape) else None
-    copy = nibabel.Nifti1Image(array, image.affine, own)  # Nifti2Image is a Nifti1Image: its header is converted
-    copy.set_data_dtype(np.float32)
-    header = copy.header.copy()
-    header["vox_offset"], header["magic"] = 352, b"n+1"
+def _header_of(where: str, shape: tuple[int, ...], affine: Any, own: Any) -> Header:
+    """The header that a file of this image would have; version, forms and units of a NIfTI image are kept."""
+    header = Nifti1Header() if own is None else own.copy()
+    header.set_data_dtype(np.float32)
+    try:
+        header.set_data_shape(shape)
+        moved = own is None or (affine is not None and not np.allclose(header.get_best_affine(), affine))
+        with np.errstate(all="ignore"):  # NaN and giant numbers are refused by name below
+            if moved:
+                header.set_qform(affine, code="unknown")  # sets pixdim, too
+                header.set_sform(affine, code="aligned")
+    except (HeaderDataError, ValueError, LinAlgError) as error:
+        raise InputError(f"{where}: shape {shape} and affine make no header ({error}); correct them") from None
+    header["sizeof_hdr"], header["magic"] = header.sizeof_hdr, header.single_magic
+    header["vox_offset"] = header.single_vox_offset
     header["scl_slope"], header["scl_inter"] = 1, 0
     return parse_header(header.binaryblock + b"\0\0\0\0", where)

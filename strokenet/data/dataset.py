@@ -26,7 +26,8 @@ ENDINGS = (".nii.gz", ".nii")
 FOLDS = 5
 SPLIT_SEED = 12345  # nnU-Net's: the folds are then its folds
 MAX_CHANNELS = 64
-_IMAGE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+MAX_LABELS = 256  # masks are written as uint8
+_IMAGE = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})", re.DOTALL)  # a line break is refused, not passed over
 _SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
 _log = logging.getLogger("strokenet")
 
@@ -134,23 +135,30 @@ def from_json(value: Any, relative_to: Path) -> Dataset:
     fields = _object(value, where)
     try:
         root = Path(os.path.normpath(relative_to.resolve() / fields["root"]))
+        channels = tuple(str(name) for name in fields["channels"])
         return Dataset(
             root=root,
             name=safe_name(fields["name"], "dataset"),
-            channels=tuple(str(name) for name in fields["channels"]),
+            channels=channels,
             labels=_labels(fields, Path(where)),
-            file_ending=str(fields["file_ending"]),
-            cases=tuple(
-                CaseFiles(
-                    case_id=safe_name(case["case"], "case"),
-                    images=tuple(_inside(root, path, where) for path in case["images"]),
-                    label=None if case["label"] is None else _inside(root, case["label"], where),
-                )
-                for case in fields["cases"]
-            ),
+            file_ending=_ending(fields, Path(where)),
+            cases=tuple(_case_from_json(root, case, len(channels), where) for case in fields["cases"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{where}: cannot be read ({error}); run `strokenet plan` again") from None
+
+
+def _case_from_json(root: Path, fields: Any, channels: int, where: str) -> CaseFiles:
+    images, label = fields["images"], fields["label"]
+    if not isinstance(images, list) or len(images) != channels:
+        raise InputError(f"{where}: a case has not {channels} images, one a channel; run `strokenet plan` again")
+    return CaseFiles(
+        case_id=safe_name(fields["case"], "case"),
+        images=tuple(_inside(root, path, where) for path in images),
+        label=None if label is None else _inside(root, label, where),
+    )
 
 
 def subject_of(case_id: str) -> str:
@@ -162,13 +170,14 @@ def subject_of(case_id: str) -> str:
 def make_splits(case_ids: Sequence[str]) -> tuple[Split, ...]:
     """Cross-validation: the cases of one subject are never on both sides.
 
-    scikit-learn's KFold(5, shuffle=True, random_state=12345) over the sorted subjects. Where every subject has one
-    case these are nnU-Net's folds. Fewer than five subjects make that many folds, a single one makes none.
+    scikit-learn's KFold(5, shuffle=True, random_state=12345) over the subjects in the order of their sorted cases.
+    Where every subject has one case these are nnU-Net's folds. Fewer than five subjects make that many folds, a single
+    one makes none.
     """
     cases: dict[str, list[str]] = defaultdict(list)
     for case_id in sorted(case_ids):
         cases[subject_of(case_id)].append(case_id)
-    subjects = sorted(cases)
+    subjects = list(cases)  # by their first case: "sub-1_a" comes after "sub-10_a", and so do the peer's folds
     if len(subjects) < 2:
         return ()
     order = np.arange(len(subjects))
@@ -194,17 +203,30 @@ def splits_from_json(value: Any) -> tuple[Split, ...]:
     """The folds of a splits.json; a user may have edited it.
 
     Raises:
-        InputError: another layout, or a case on both sides of a fold.
+        InputError: another layout, a fold with nothing to train on, or a case twice in a fold.
     """
-    try:
-        splits = tuple(Split(train=tuple(map(str, s["train"])), val=tuple(map(str, s["val"]))) for s in value)
-    except (KeyError, TypeError) as error:
-        raise InputError(f'splits.json: a list of {{"train": [ids], "val": [ids]}} is needed ({error})') from None
+    if not isinstance(value, list):
+        raise InputError(
+            f'splits.json: a list of {{"train": [ids], "val": [ids]}} is needed, got {type(value).__name__}'
+        )
+    splits = tuple(_split(fold, item) for fold, item in enumerate(value))
     for fold, split in enumerate(splits):
+        if not split.train:
+            raise InputError(f"splits.json: fold {fold} trains on no case; name one or more")
         both = sorted(set(split.train) & set(split.val))
         if both:
             raise InputError(f"splits.json: fold {fold} trains and validates on {both[0]}; put it on one side")
+        if len({*split.train, *split.val}) < len(split.train) + len(split.val):
+            raise InputError(f"splits.json: fold {fold} names a case twice; name it once")
     return splits
+
+
+def _split(fold: int, item: Any) -> Split:
+    for side in ("train", "val"):
+        ids = item.get(side) if isinstance(item, dict) else None
+        if not isinstance(ids, list) or not all(isinstance(case_id, str) for case_id in ids):
+            raise InputError(f'splits.json: fold {fold} needs {{"train": [ids], "val": [ids]}} with case ids as text')
+    return Split(train=tuple(item["train"]), val=tuple(item["val"]))
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
@@ -230,7 +252,9 @@ def _channels(description: Mapping[str, Any], where: Path) -> tuple[str, ...]:
         raise InputError(f'{where}: channel_names is missing or empty; write {{"0": "T1", "1": "FLAIR"}}')
     if [str(key) for key in names] != [str(index) for index in range(len(names))]:
         raise InputError(f"{where}: channel_names has the keys {list(names)}; number them from 0 in order")
-    channels = tuple(str(name) for name in names.values())
+    channels = tuple(names.values())
+    if not all(isinstance(name, str) and name.strip() and name.isprintable() for name in channels):
+        raise InputError(f"{where}: channel_names {list(channels)}; give each channel a name of printable text")
     if len(set(channels)) < len(channels):
         raise InputError(f"{where}: channel_names {list(channels)} holds a name twice; give each channel its own")
     return channels
@@ -243,14 +267,17 @@ def _labels(description: Mapping[str, Any], where: Path) -> dict[str, int]:
             raise InputError(f"{where}: label {name!r} is a region {value}; regions are not supported yet")
         if name == "ignore":
             raise InputError(f"{where}: an ignore label is not supported yet; remove it or its voxels")
-        if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, str) and value.isdecimal())):
-            raise InputError(f"{where}: label {name!r} is {value!r}; a whole number is needed")
+        number = isinstance(value, int) or (isinstance(value, str) and value.isdecimal() and len(value) < 9)
+        if isinstance(value, bool) or not number:
+            raise InputError(f'{where}: label {name!r} is {value!r}; write a whole number, as in "lesion": 1')
     numbers = {str(name): int(value) for name, value in labels.items()}
     if numbers.get("background") != 0:
         raise InputError(f'{where}: labels need "background": 0')
+    if len(numbers) > MAX_LABELS:
+        raise InputError(f"{where}: {len(numbers)} labels; allowed: {MAX_LABELS} with the background, merge some")
     if len(numbers) < 2 or sorted(numbers.values()) != list(range(len(numbers))):
         raise InputError(
-            f"{where}: label values {sorted(numbers.values())}; consecutive from 0 are needed, two or more"
+            f"{where}: label values {sorted(numbers.values())}; number them from 0 without a gap, two or more"
         )
     return numbers
 
@@ -274,6 +301,9 @@ def _listed_cases(root: Path, listed: Any, channels: int, where: Path) -> tuple[
         for path in paths:
             if not path.is_file():
                 raise InputError(f"{path}: not found, case {case_id} names it; correct dataset.json")
+            # a link that the user put into imagesTr is followed; a file that a stranger's dataset.json names is not
+            if not path.resolve().is_relative_to(root.resolve()):
+                raise InputError(f"{path}: is a link out of the dataset, case {case_id} names it; copy the file there")
         cases.append(CaseFiles(case_id=case_id, images=tuple(paths[:-1]), label=paths[-1]))
     if not cases:
         raise InputError(f"{where}: dataset names no case; list the cases or leave the key out")
@@ -299,22 +329,30 @@ def _found_cases(root: Path, channels: int, ending: str) -> tuple[CaseFiles, ...
         )
     spare = {p.name.removesuffix(ending) for p in labels_folder.glob(f"*{ending}")} - set(found)
     if spare:
-        _log.warning("%s: %d labels without images are not used, first %s", labels_folder, len(spare), min(spare))
+        _log.warning("%s: %d labels without images are not used, first %r", labels_folder, len(spare), min(spare))
     return tuple(cases)
 
 
 def _images(folder: Path, endings: tuple[str, ...]) -> dict[str, dict[int, Path]]:
-    """case id -> channel number -> file. Hidden files and folders are passed over."""
+    """case id -> channel number -> file. Hidden files, folders and (with a warning) other scans are passed over."""
     found: dict[str, dict[int, Path]] = defaultdict(dict)
+    nameless: list[str] = []
     for path in sorted(folder.iterdir()):
         ending = next((e for e in endings if path.name.endswith(e)), None)
-        match = _IMAGE.fullmatch(path.name.removesuffix(ending)) if ending else None
-        if match is None or path.name.startswith(".") or path.is_dir():
+        if ending is None or path.name.startswith(".") or path.is_dir():
+            continue
+        match = _IMAGE.fullmatch(path.name.removesuffix(ending))
+        if match is None:
+            nameless.append(path.name)
             continue
         case_id, channel = safe_name(match["case"], f"{folder}: case"), int(match["channel"])
         if channel in found[case_id]:
             raise InputError(f"{path}: {found[case_id][channel].name} is the same channel; keep one of them")
         found[case_id][channel] = path
+    if found and nameless:
+        _log.warning(
+            "%s: %d scans have no channel number (_0000) and are not used, first %r", folder, len(nameless), nameless[0]
+        )
     return found
 
 
@@ -335,9 +373,10 @@ def _nothing_found(folder: Path, pattern: str) -> str:
 
 def _inside(root: Path, path: Any, where: str) -> Path:
     """root / path, refused where it is absolute, climbs out, or holds control characters."""
-    pure = PurePosixPath(str(path))
-    if pure.is_absolute() or ".." in pure.parts or "\\" in str(path) or not pure.parts or not str(path).isprintable():
-        raise InputError(f"{where}: path {str(path)!r}; a path below the dataset's folder is needed, without '..'")
+    pure = PurePosixPath(path if isinstance(path, str) else "")
+    unsafe = pure.is_absolute() or ".." in pure.parts or any(c in str(pure) for c in "\\:") or not pure.parts
+    if unsafe or not str(pure).isprintable():
+        raise InputError(f"{where}: path {path!r}; a path below the dataset's folder is needed, without '..'")
     return root / Path(*pure.parts)
 
 

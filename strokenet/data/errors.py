@@ -4,4 +4,11 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Input that cannot be used: the message names the case or file, what was given, what is allowed, and the mend."""
+    """Input that cannot be used: the message names the case or file, what was given, what is allowed, and the mend.
+
+    A name from outside may hold line breaks or escape codes of the terminal: what cannot be printed is written as its
+    Python escape, so that the message is one line whatever it quotes.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,24 +56,29 @@ def read_json(path: Path) -> Any:
     """The value of a JSON file.
 
     Raises:
-        InputError: the file is missing, larger than 64 MiB, or no JSON.
+        InputError: the file is missing, no regular file, larger than 64 MiB, or no JSON.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise InputError(f"{path}: larger than {MAX_JSON_BYTES // 2**20} MiB, too large for a description file")
-        return json.loads(path.read_text(encoding="utf-8"))
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path}: is no regular file; give the path of a JSON file")
+        if status.st_size > MAX_JSON_BYTES:
+            raise InputError(f"{path}: larger than {MAX_JSON_BYTES // 2**20} MiB; a description file is smaller")
+        content = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path}: not found") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder, a JSON file is needed") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not found; check the path") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    try:
+        return json.loads(content.decode("utf-8-sig"))  # some editors write a byte order mark
+    except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number of 5000 digits
         raise InputError(f"{path}: no valid JSON ({error}); mend or recreate it") from None
 
 
 def safe_name(name: str, what: str) -> str:
     """`name` when it can be a file's name on every system, else InputError.
 
-    Refused: empty, over 200 characters, path separators, `..`, a leading dot, control characters, reserved names.
+    Refused: empty, over 200 bytes of UTF-8, path separators, `..`, a leading dot, control characters, reserved names.
     """
     problem = _name_problem(name)
     if problem:
@@ -80,13 +86,15 @@ def safe_name(name: str, what: str) -> str:
     return name
 
 
-def _name_problem(name: str) -> str | None:
+def _name_problem(name: object) -> str | None:
+    if not isinstance(name, str):
+        return "is no text"
     if not name or name != name.strip():
         return "is empty or has surrounding blanks"
-    if len(name) > 200:
-        return "has more than 200 characters"
-    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in name):
+    if not name.isprintable():  # also lone surrogates, line separators and marks that reverse the direction of a name
         return "holds control characters"
+    if len(name.encode()) > 200:  # systems allow 255, and endings and temporary names need their share
+        return "has more than 200 bytes"
     if any(c in name for c in '/\\:*?"<>|') or name.startswith("."):
         return "holds a character that is not allowed in a file name"
     if name.split(".")[0].casefold() in _RESERVED:
