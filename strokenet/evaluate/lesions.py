@@ -53,5 +53,6 @@ def lesion_scores(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -
 
 def _components(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[int, int]:
     """How many components a mask has, and how many of them share a voxel with the other mask."""
-    labels, sizes = label_components(mask, connectivity=26)
-    return len(sizes) - 1, len(np.unique(labels[mask & other]))
+    # Framed: cc3d's table of labels is too short for isolated voxels in a box of one or three voxels' thickness.
+    labels, sizes = label_components(np.pad(mask, 1), connectivity=26)
+    return len(sizes) - 1, len(np.unique(labels[1:-1, 1:-1, 1:-1][mask & other]))
