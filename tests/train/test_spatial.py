@@ -1,0 +1,117 @@
+"""Rotation, scaling and the cut: sizes of the specification, and places checked against scipy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from planner.plan import Triple
+from strokenet.train.spatial import SpatialDraw, initial_patch, is_flat, sample_labels, sampling_grid, transform
+
+RAW: Triple = (30, 34, 32)
+PATCH: Triple = (16, 20, 18)
+
+
+def smooth(shape: Triple, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(size=shape)
+    return ndimage.gaussian_filter(noise, 2.0).astype(np.float32)
+
+
+def source_places(draw: SpatialDraw, patch: Triple, raw: Triple) -> np.ndarray:
+    """Raw voxel of every patch voxel, (3, D, H, W), from the formula of the module: matrices written out by hand."""
+    (a, b, c), s = draw.angles, draw.scale
+    about_d = np.array([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
+    about_h = np.array([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
+    about_w = np.array([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
+    scale = np.diag([1.0 if is_flat(patch) else s, s, s])
+    voxels = np.indices(patch).reshape(3, -1).astype(float)
+    centred = voxels - (np.array(patch)[:, None] - 1) / 2
+    places = about_d @ about_h @ about_w @ scale @ centred + (np.array(raw)[:, None] - 1) / 2
+    return places.reshape(3, *patch)
+
+
+@pytest.mark.parametrize(
+    ("patch", "expected"),
+    [
+        ((128, 128, 128), (205, 205, 205)),
+        ((20, 48, 40), (48, 72, 52)),
+        ((64, 160, 192), (159, 275, 233)),
+    ],
+)
+def test_initial_patch_has_the_published_size(patch: Triple, expected: Triple) -> None:
+    assert initial_patch(patch) == expected
+
+
+def test_a_flat_patch_keeps_its_thickness() -> None:
+    assert is_flat((16, 64, 64))
+    assert not is_flat((16, 48, 48))  # exactly three times is not flat
+    d, h, w = initial_patch((16, 64, 64))
+    assert d == 16
+    assert h > 64 < w
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        SpatialDraw(angles=(0.3, -0.4, 0.2), scale=1.3),
+        SpatialDraw(angles=(0.0, 0.0, 0.0), scale=0.7),
+        SpatialDraw(angles=(-0.5, 0.5, 0.1), scale=1.0),
+    ],
+)
+@pytest.mark.parametrize(("patch", "raw"), [(PATCH, RAW), ((5, 20, 17), (5, 40, 41))])
+def test_images_are_taken_from_the_formulas_places(draw: SpatialDraw, patch: Triple, raw: Triple) -> None:
+    if is_flat(patch):
+        draw = SpatialDraw(angles=(draw.angles[0] * 5, 0.0, 0.0), scale=draw.scale)
+    image = smooth(raw)
+    expected = ndimage.map_coordinates(image, source_places(draw, patch, raw), order=1, mode="grid-constant")
+    label = torch.zeros(1, *raw, dtype=torch.int16)
+    ours, _ = transform(torch.from_numpy(image)[None, None], label, [draw], patch=patch, heads=2)
+    assert np.abs(ours[0, 0].numpy() - expected).max() < 1e-5
+
+
+def test_a_plain_cut_takes_the_centre_and_no_other_sample_is_touched() -> None:
+    image = torch.rand(2, 3, *RAW)
+    label = torch.randint(-1, 2, (2, *RAW), dtype=torch.int16)
+    draws = [None, SpatialDraw(angles=(0.2, 0.0, 0.0), scale=1.0)]
+    cut, cut_label = transform(image, label, draws, patch=PATCH, heads=2)
+    assert torch.equal(cut[0], image[0, :, 7:23, 7:27, 7:25])
+    assert torch.equal(cut_label[0], label[0, 7:23, 7:27, 7:25])
+    assert not torch.equal(cut[1], image[1, :, 7:23, 7:27, 7:25])
+    cut.zero_()
+    assert image.min() >= 0  # a new tensor: the raw batch is not changed by what follows
+    assert bool((image > 0).any())
+
+
+def test_labels_are_the_likeliest_of_their_interpolated_indicators() -> None:
+    draw = SpatialDraw(angles=(0.3, -0.2, 0.4), scale=1.35)
+    label = np.digitize(smooth(RAW, 1), [-0.06, 0.0, 0.06]).astype(np.int16) - 1  # -1, 0, 1, 2
+    places = source_places(draw, PATCH, RAW)
+    scores = []
+    for value in (-1, 0, 1, 2):
+        indicator = (label == value).astype(float)
+        scores.append(ndimage.map_coordinates(indicator, places, order=1, mode="grid-constant", cval=float(value < 0)))
+    ranked = np.sort(scores, axis=0)
+    clear = ranked[-1] - ranked[-2] > 1e-3
+    expected = np.argmax(scores, axis=0) - 1
+    grid = sampling_grid([draw], PATCH, RAW)
+    ours = sample_labels(torch.from_numpy(label)[None], grid, heads=3)[0].numpy()
+    assert ours.dtype == np.int16
+    assert clear.mean() > 0.9
+    assert (ours == expected)[clear].all()
+    assert (ours == -1).any()
+
+
+def test_a_tie_goes_to_the_nearest_voxels_label() -> None:
+    label = torch.tensor([0, 0, 1, 1], dtype=torch.int16).repeat(4, 4, 1)[None]  # (1, 4, 4, 4)
+    grid = torch.zeros(1, 1, 1, 2, 3)  # exactly between the 0s and the 1s, then a little to the right
+    grid[..., 1, 0] = 1e-5
+    nearest = torch.nn.functional.grid_sample(
+        label[:, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )
+    ours = sample_labels(label, grid, heads=2)
+    assert ours.flatten().tolist() == nearest.flatten().int().tolist()
+    assert ours.flatten().tolist()[1] == 1
