@@ -1,0 +1,47 @@
+"""Augmenting training samples: the table in torch on the device, and by the batchgenerators package on a CPU core."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from bench.measure import Measurement, in_turn
+from planner.plan import Triple
+from strokenet.train.augment import augment, draw
+from strokenet.train.published import augment_published
+from strokenet.train.spatial import initial_patch
+
+PATCHES: tuple[Triple, ...] = ((64, 64, 64), (128, 128, 128))
+SAMPLES = 8  # of different draws, so that the rare and dear operations count as often as they happen
+
+
+def run() -> list[Measurement]:
+    """Eight samples of two channels; both paths draw from the same table, each from its own seeds."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return [_one(patch, device) for patch in PATCHES]
+
+
+def _one(patch: Triple, device: torch.device) -> Measurement:
+    raw = initial_patch(patch)
+    image, label = torch.randn(2, 2, *raw), torch.zeros(2, *raw, dtype=torch.int16)
+    on_device = image.to(device), label.to(device)
+
+    def ours() -> None:
+        for batch in range(SAMPLES // 2):
+            rngs = [np.random.default_rng((batch, index)) for index in range(2)]
+            draws = [draw(rng, channels=2, patch=patch, mirror_axes=(2,)) for rng in rngs]
+            augment(*on_device, draws, patch=patch, heads=2, mask_channels=(False, False))
+
+    def peer() -> None:
+        for seed in range(SAMPLES):
+            augment_published(
+                image[0].numpy().copy(),
+                label[0].numpy().copy(),
+                seed,
+                patch=patch,
+                mirror_axes=(2,),
+                mask_channels=(False, False),
+            )
+
+    what = f"{SAMPLES} samples of {patch}, 2 channels"
+    return in_turn("augment", what, {f"strokenet, {device}": ours, "batchgenerators": peer}, repeats=3)

@@ -1,0 +1,41 @@
+"""The measuring tool: contenders run in turn, warm-up is not counted, what is kept can be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from bench.__main__ import main
+from bench.measure import Measurement, in_turn, machine, save
+
+
+def test_contenders_run_in_turn_and_the_warm_up_is_not_counted() -> None:
+    order: list[str] = []
+    measured = in_turn("x", "y", {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, repeats=3, warm_up=2)
+    assert order == ["a", "b"] * 5
+    assert [len(times) for times in measured.times_ms.values()] == [3, 3]
+
+
+def test_the_median_is_quoted() -> None:
+    measured = Measurement(suite="x", what="y", times_ms={"a": (1.0, 9.0, 2.0)})
+    assert measured.median_ms("a") == 2.0
+
+
+def test_what_is_kept_names_the_machine(tmp_path: Path) -> None:
+    path = save("x", [Measurement(suite="x", what="y", times_ms={"a": (1.0,)})], tmp_path)
+    content = json.loads(path.read_text())
+    assert content["machine"] == machine()
+    assert content["measurements"][0]["times_ms"] == {"a": [1.0]}
+
+
+def test_a_suite_compares_the_answers_and_prints_a_ratio() -> None:
+    result = CliRunner().invoke(main, ["components"])
+    assert result.exit_code == 0, result.output
+    assert "cc3d.dust" in result.output
+    assert "x 1.00" in result.output
+
+
+def test_an_unknown_suite_is_a_usage_error() -> None:
+    assert CliRunner().invoke(main, ["speed"]).exit_code == 2
