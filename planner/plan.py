@@ -11,7 +11,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 Triple = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -177,6 +178,8 @@ class Plan:
         _require(sorted(self.transpose) == [0, 1, 2], f"transpose {self.transpose}; a permutation of 0, 1, 2 is needed")
         for s in self.spacing:
             _require(math.isfinite(s) and 1e-3 < s <= 1e3, f"spacing {self.spacing} mm; allowed: 0.001 to 1000")
+        for n in self.median_shape:
+            _require(math.isfinite(n) and n > 0, f"median_shape {self.median_shape}; positive numbers are needed")
         for edge, divisor in zip(self.patch, self.network.divisor, strict=True):
             _require(1 <= edge <= MAX_EDGE, f"patch {self.patch}; allowed: 1 to {MAX_EDGE} an axis")
             _require(edge % divisor == 0, f"patch {self.patch} is no multiple of the strides' {self.network.divisor}")
@@ -235,14 +238,39 @@ def _known_fields(kind: type, data: Any, where: str) -> dict[str, Any]:
 
 
 def _record(kind: type[R], data: Any, where: str) -> R:
-    """An instance of `kind`, lists turned into tuples; a wrong or missing type becomes a PlanError."""
+    """An instance of `kind`, lists turned into tuples; a missing field or a wrong type becomes a PlanError."""
     values = {name: _tuples(value) for name, value in _known_fields(kind, data, where).items()}
+    hints = get_type_hints(kind)
+    for name, value in values.items():
+        _require(_fits(value, hints[name]), f"{where} {name} is {value!r:.100}; needed: {_named(hints[name])}")
     try:
         return kind(**values)
     except PlanError:
         raise
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise PlanError(f"{where} cannot be read: {error}") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of the type that a field declares. A whole number is a float too, a bool is no number."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind is UnionType:
+        return any(_fits(value, option) for option in inner)
+    if kind is Literal:
+        return any(type(value) is type(option) and value == option for option in inner)
+    if kind is Mapping:
+        return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+    if kind is tuple:
+        if not isinstance(value, tuple):
+            return False
+        wanted = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        return len(value) == len(wanted) and all(_fits(v, w) for v, w in zip(value, wanted, strict=True))
+    return type(value) in ((float, int) if hint is float else (hint,))
+
+
+def _named(hint: Any) -> str:
+    """A type in the words of an error message: "int", "tuple[int, ...]", "Literal['RAS', 'as-stored']"."""
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).removeprefix("typing.")
 
 
 def _tuples(value: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,7 +26,7 @@ from planner.plan import (
     Spacing,
     Triple,
 )
-from planner.spacing import resampled_shape, target_spacing, transpose_for
+from planner.spacing import COARSE_PERCENTILE, resampled_shape, target_spacing, transpose_for
 from planner.topology import Topology, topology
 
 Planner = Literal["plain", "resenc-m", "resenc-l", "resenc-xl"]
@@ -42,7 +42,7 @@ _MAX_STAGES = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a planner may spend (feature-map voxels at its own amount of GPU memory), and on which network."""
+    """What a planner may spend (`voxels` of feature maps on a GPU of `gpu_memory_gb`), and on which network."""
 
     kind: NetworkKind
     gpu_memory_gb: float
@@ -106,18 +106,14 @@ def make_plan(
         labels: name -> value, background included. gpu_memory_gb: scales the planner's budget, None takes its own.
 
     Raises:
-        PlanError: the memory is too small for any network, or the fingerprint and the names do not belong together.
+        PlanError: the memory is too small for any network, the images are too small to be halved, or the fingerprint
+            and the names do not belong together.
     """
     if len(channels) != len(fingerprint.intensity):
         raise PlanError(f"{len(channels)} channel names for a fingerprint of {len(fingerprint.intensity)} channels")
-    budget = BUDGETS[planner]
-    allowed = budget.voxels * (gpu_memory_gb or budget.gpu_memory_gb) / budget.gpu_memory_gb
-    target = target_spacing(fingerprint.spacings, fingerprint.shapes_after_crop)
-    order = transpose_for(target)
-    spacing = (target[order[0]], target[order[1]], target[order[2]])
-    median = _median_shape(fingerprint, target, order)
-    shape = _fitting_topology(spacing, median, budget, allowed, len(labels))
-    cost = _cost(shape, budget, len(labels))
+    budget = _scaled(BUDGETS[planner], gpu_memory_gb)
+    order, spacing, median = _grid(fingerprint)
+    shape = _full_resolution(spacing, median, budget, len(labels))
     schemes = tuple(_NORMALISATION.get(name.casefold(), "zscore") for name in channels)
     masked = fingerprint.median_relative_size < SMALL_CROP
     return Plan(
@@ -130,8 +126,8 @@ def make_plan(
         spacing=spacing,
         median_shape=median,
         patch=shape.patch,
-        batch_size=_batch_size(cost, allowed, shape.patch, math.prod(median) * len(fingerprint.spacings), budget),
-        batch_dice=_wants_low_resolution(shape.patch, spacing, median, budget, allowed, len(labels)),
+        batch_size=_batch_size(shape, budget, len(labels), math.prod(median) * len(fingerprint.spacings)),
+        batch_dice=_wants_low_resolution(shape.patch, spacing, median, budget, len(labels)),
         normalisation=schemes,
         use_mask_for_norm=tuple(masked and scheme == "zscore" for scheme in schemes),
         intensity=fingerprint.intensity,
@@ -144,15 +140,18 @@ def make_plan(
 
 def explain(plan: Plan, fingerprint: Fingerprint) -> tuple[Decision, ...]:
     """What the plan decided and why, a line each."""
-    axes = " x ".join("DHW"[axis] for axis in plan.transpose)
     network = plan.network
-    coverage = math.prod(plan.patch) / math.prod(plan.median_shape)
+    coverage = min(1, math.prod(plan.patch) / math.prod(plan.median_shape))
     rows = [
         ("orientation", plan.orientation, "every case is turned to it first; the mask is turned back"),
-        ("spacing (mm)", _numbers(plan.spacing), f"median of {len(fingerprint.spacings)} cases, axes {axes}"),
+        ("spacing (mm)", _numbers(plan.spacing), _spacing_reason(plan, fingerprint)),
         ("median shape", _numbers(plan.median_shape), "voxels after cropping to the nonzero box, at that spacing"),
         ("patch", _numbers(plan.patch), f"largest that fits the memory; {coverage:.0%} of the median image"),
-        ("batch size", str(plan.batch_size), "what memory is left, at most 5 % of the data (plain) and at least 2"),
+        (
+            "batch size",
+            str(plan.batch_size),
+            "what fits the memory, at most 5 % (resenc: 100 %) of the data, at least 2",
+        ),
         ("network", f"{network.kind}, {network.stages} stages", "halved while an axis has 8 voxels left"),
         ("features", _numbers(network.features), "doubled a stage up to 320"),
         ("strides", "; ".join(_numbers(s) for s in network.strides), "coarse axes wait until the fine ones catch up"),
@@ -163,20 +162,37 @@ def explain(plan: Plan, fingerprint: Fingerprint) -> tuple[Decision, ...]:
             ", ".join("yes" if m else "no" for m in plan.use_mask_for_norm),
             f"cropping leaves {fingerprint.median_relative_size:.0%} of the volume; yes below {SMALL_CROP:.0%}",
         ),
-        ("batch Dice", "yes" if plan.batch_dice else "no", f"yes where a patch sees under {LOWRES_COVERAGE:.0%}"),
+        (
+            "batch Dice",
+            "yes" if plan.batch_dice else "no",
+            f"yes where a patch sees under {LOWRES_COVERAGE:.0%}, even of images with half the voxels",
+        ),
         ("mirror axes", _numbers(plan.mirror_axes), "left-right in RAS (the paper), all as stored (nnU-Net)"),
         ("mask", _mask_rule(plan.postprocess), "Meddahi 2024, IV.D, for one lesion label; else the most probable"),
     ]
     return tuple(Decision(what=what, value=value, why=why) for what, value, why in rows)
 
 
-def _median_shape(fingerprint: Fingerprint, target: Spacing, order: Triple) -> tuple[float, float, float]:
+def _scaled(budget: Budget, gpu_memory_gb: float | None) -> Budget:
+    """The budget of another amount of GPU memory, in proportion."""
+    if gpu_memory_gb is None:
+        return budget
+    if not (math.isfinite(gpu_memory_gb) and gpu_memory_gb > 0):
+        raise PlanError(f"GPU memory is {gpu_memory_gb} GB; a number above 0 is needed")
+    voxels = budget.voxels * (gpu_memory_gb / budget.gpu_memory_gb)
+    return replace(budget, voxels=voxels, gpu_memory_gb=gpu_memory_gb)
+
+
+def _grid(fingerprint: Fingerprint) -> tuple[Triple, Spacing, tuple[float, float, float]]:
+    """The order of the axes, and in that order the spacing (mm) and the median shape (voxels) at it."""
+    target = target_spacing(fingerprint.spacings, fingerprint.shapes_after_crop)
+    d, h, w = order = transpose_for(target)
     shapes = [
         resampled_shape(shape, spacing, target)
         for shape, spacing in zip(fingerprint.shapes_after_crop, fingerprint.spacings, strict=True)
     ]
     median = np.median(shapes, axis=0)
-    return (float(median[order[0]]), float(median[order[1]]), float(median[order[2]]))
+    return order, (target[d], target[h], target[w]), (float(median[d]), float(median[h]), float(median[w]))
 
 
 def _first_patch(spacing: Spacing, median: Sequence[float]) -> tuple[float, ...]:
@@ -196,26 +212,27 @@ def _cost(shape: Topology, budget: Budget, labels: int) -> int:
     )
 
 
-def _fitting_topology(
-    spacing: Spacing, median: Sequence[float], budget: Budget, allowed: float, labels: int
-) -> Topology:
+def _full_resolution(spacing: Spacing, median: Sequence[float], budget: Budget, labels: int) -> Topology:
+    shape = _fitting_topology(spacing, median, budget, labels)
+    if shape.stages < 2:
+        raise PlanError(
+            f"patch {shape.patch} of images of {_numbers(median)} voxels cannot be halved; "
+            "larger images or more GPU memory are needed"
+        )
+    return shape
+
+
+def _fitting_topology(spacing: Spacing, median: Sequence[float], budget: Budget, labels: int) -> Topology:
     """Shrinks the patch where it exceeds the median image most, until the network fits the memory."""
-    shape = _usable(topology(spacing, _first_patch(spacing, median)), median)
-    while _cost(shape, budget, labels) > allowed:
+    shape = topology(spacing, _first_patch(spacing, median))
+    while _cost(shape, budget, labels) > budget.voxels:
         axis = int(np.argsort([p / m for p, m in zip(shape.patch, median, strict=True)])[-1])
         # The step is the divisor of the patch one step smaller: 256 may become 224, not only 192.
         step = topology(spacing, _reduced(shape.patch, axis, shape.divisor[axis])).divisor[axis]
         smaller = _reduced(shape.patch, axis, step)
         if min(smaller) < 1:
             raise PlanError(f"the memory budget is too small for any patch (last tried {shape.patch}); raise it")
-        shape = _usable(topology(spacing, smaller), median)
-    return shape
-
-
-def _usable(shape: Topology, median: Sequence[float]) -> Topology:
-    if shape.stages < 2:
-        size = _numbers(tuple(median))
-        raise PlanError(f"patch {shape.patch} of images of {size} voxels cannot be halved; the images are too small")
+        shape = topology(spacing, smaller)
     return shape
 
 
@@ -224,14 +241,15 @@ def _reduced(patch: Triple, axis: int, step: int) -> Triple:
     return (d, h, w)
 
 
-def _batch_size(cost: int, allowed: float, patch: Triple, dataset_voxels: float, budget: Budget) -> int:
-    fits = round(allowed / cost * REFERENCE_BATCH)
-    cap = round(dataset_voxels * budget.dataset_share / math.prod(patch))
+def _batch_size(shape: Topology, budget: Budget, labels: int, dataset_voxels: float) -> int:
+    """What the memory left allows, at most a share of the dataset's voxels, and never below 2."""
+    fits = round(budget.voxels / _cost(shape, budget, labels) * REFERENCE_BATCH)
+    cap = round(dataset_voxels * budget.dataset_share / math.prod(shape.patch))
     return max(min(fits, cap), MIN_BATCH)
 
 
 def _wants_low_resolution(
-    patch: Triple, spacing: Spacing, median: Sequence[float], budget: Budget, allowed: float, labels: int
+    patch: Triple, spacing: Spacing, median: Sequence[float], budget: Budget, labels: int
 ) -> bool:
     """Whether nnU-Net would add a low-resolution stage: the patch sees too little, and coarsening helps twofold."""
     full = np.array(spacing)
@@ -241,8 +259,11 @@ def _wants_low_resolution(
         coarse = np.where(behind, coarse * LOWRES_STEP, coarse) if behind.any() else coarse * LOWRES_STEP
         shape = full / coarse * np.array(median)
         voxels = float(np.prod(shape))
-        rounded = [round(float(n)) for n in shape]
-        seen = float(math.prod(_fitting_topology(tuple(coarse), rounded, budget, allowed, labels).patch))
+        rounded = [max(1, round(float(n))) for n in shape]
+        try:
+            seen = float(math.prod(_fitting_topology(tuple(coarse), rounded, budget, labels).patch))
+        except PlanError:
+            return False  # no network fits the coarse images either
     return math.prod(median) / voxels >= 2
 
 
@@ -256,6 +277,13 @@ def _network(shape: Topology, budget: Budget) -> NetworkPlan:
         decoder_convs=(budget.decoder_convs,) * (shape.stages - 1),
         decoder_kernels=shape.kernels[:-1],
     )
+
+
+def _spacing_reason(plan: Plan, fingerprint: Fingerprint) -> str:
+    axes = " x ".join("DHW"[axis] for axis in plan.transpose)
+    median = np.median(fingerprint.spacings, axis=0)[list(plan.transpose)]
+    thick = f" ({COARSE_PERCENTILE}th percentile along the thick slices)" if plan.spacing[0] < median[0] else ""
+    return f"median of {len(fingerprint.spacings)} cases{thick}, axes {axes}"
 
 
 def _numbers(values: Sequence[float]) -> str:

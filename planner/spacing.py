@@ -28,9 +28,9 @@ def target_spacing(spacings: Sequence[Spacing], shapes: Sequence[Triple]) -> Spa
     coarse = target[worst] > ANISOTROPY * max(target[others])
     flat = size[worst] * ANISOTROPY < min(size[others])
     if coarse and flat:
-        finer = float(np.percentile(np.array(spacings)[:, worst], COARSE_PERCENTILE))
+        finer, in_plane = np.percentile(np.array(spacings)[:, worst], COARSE_PERCENTILE), max(target[others])
         # Not below the in-plane spacing: a hair above it, so that the axis stays the coarsest.
-        target[worst] = finer if finer >= max(target[others]) else max(max(target[others]), finer) + 1e-5
+        target[worst] = finer if finer >= in_plane else in_plane + 1e-5
     return (float(target[0]), float(target[1]), float(target[2]))
 
 
@@ -42,6 +42,9 @@ def transpose_for(target: Spacing) -> Triple:
 
 
 def resampled_shape(shape: Triple, spacing: Spacing, target: Spacing) -> Triple:
-    """Voxels of a case at the target spacing, rounded half to even an axis."""
-    d, h, w = (round(s / t * n) for s, t, n in zip(spacing, target, shape, strict=True))
+    """Voxels of a case at the target spacing, rounded half to even an axis.
+
+    Differs: at least 1, as preprocessing makes it; the peer plans with 0 for an axis thinner than half a voxel.
+    """
+    d, h, w = (max(1, round(s / t * n)) for s, t, n in zip(spacing, target, shape, strict=True))
     return (d, h, w)
