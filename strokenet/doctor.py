@@ -14,7 +14,7 @@ import torch
 from scipy import ndimage
 
 from kernels.components import label_components
-from kernels.dispatch import Choice, choices
+from kernels.dispatch import Choice, choices, wanted
 from kernels.resample import resample_operator, resample_reference
 from planner.plan import NetworkPlan
 from strokenet import __version__
@@ -23,6 +23,7 @@ from strokenet.data.nifti import write_mask
 from strokenet.infer.sliding_window import importance_map
 from strokenet.model.device import choose_device, choose_dtype
 from strokenet.model.network import UNet
+from strokenet.preprocess.memory import available_bytes
 
 PACKAGES = ("torch", "numpy", "nibabel", "scipy", "connected-components-3d", "batchgenerators", "safetensors", "isal")
 
@@ -57,22 +58,32 @@ def examine() -> Report:
         "resample": _check_resample,
         "components": _check_components,
         "network": _check_network,
+        "kernels": _check_kernels,
     }
-    return Report(facts=_facts(), kernels=choices(), checks=tuple(_run(n, check) for n, check in checks.items()))
+    results = tuple(_run(name, check) for name, check in checks.items())
+    return Report(facts=_facts(), kernels=choices() if results[-1].passed else (), checks=results)
 
 
 def _facts() -> dict[str, str]:
-    device = choose_device("auto")
+    device, free = choose_device("auto"), available_bytes()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "strokenet": __version__,
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: _version(name) for name in PACKAGES},
+        "free memory": "unknown" if free is None else f"{free / 1e9:.1f} GB",
         "processor": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "GPUs": ", ".join(gpus) or "none seen by torch",
         "--device auto": str(device),
         "--precision auto": str(choose_dtype("auto", device)).removeprefix("torch."),
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _run(name: str, check: Callable[[], tuple[bool, str]]) -> Check:
@@ -101,6 +112,10 @@ def _check_resample() -> tuple[bool, str]:
     return difference < 1e-5, f"against scipy, order 3: largest difference {difference:.1e}"
 
 
+def _check_kernels() -> tuple[bool, str]:
+    return True, f"STROKENET_KERNELS={wanted()}"  # wanted refuses another word than auto or reference
+
+
 def _check_components() -> tuple[bool, str]:
     mask = np.random.default_rng(0).random((24, 20, 22)) > 0.9
     count = ndimage.label(mask, np.ones((3, 3, 3)))[1]
@@ -121,7 +136,8 @@ def _check_network() -> tuple[bool, str]:
         decoder_kernels=((3, 3, 3),) * 2,
     )
     network = UNet(plan, channels=2, heads=2).eval()
-    image = torch.stack([importance_map((16, 16, 16)), torch.randn(16, 16, 16)])[None]
+    noise = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    image = torch.stack([importance_map((16, 16, 16)), noise])[None]
     with torch.inference_mode():
         fast = network.to(device)(image.to(device)).double().cpu()
         exact = network.cpu().double()(image.double())

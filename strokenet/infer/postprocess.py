@@ -14,9 +14,12 @@ from kernels.components import lesion_mask, volume_filter
 from planner.plan import PostprocessRule
 
 
-def lesion_probability(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Softmax of a two-label network, the lesion's part: 1 / (1 + exp(l0 - l1)). (2, D, H, W) -> (D, H, W)."""
-    return _sigmoid(logits[1] - logits[0])
+def lesion_probability(difference: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Softmax of a two-label network, the lesion's part. difference: the lesion's logit minus the background's.
+
+    1 / (1 + exp(-difference)), written so that nothing overflows. (D, H, W) float32 -> (D, H, W) float32.
+    """
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * difference)), dtype=np.float32)
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -53,7 +56,3 @@ def postprocess(probability: NDArray[np.float32], rule: PostprocessRule, voxel_v
         )
         mask[own & ~kept] = 0
     return mask
-
-
-def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)), dtype=np.float32)  # no overflow, whatever x

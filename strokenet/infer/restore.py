@@ -28,9 +28,20 @@ def resample_logits(logits: NDArray[np.float32], plan: Plan, origin: Origin) -> 
 
 
 def place_back(cropped: NDArray[Scalar], origin: Origin) -> NDArray[Scalar]:
-    """Zeros outside the crop box, then the scan's own axes. (*box) -> (D, H, W), dtype kept."""
-    turned_shape = [origin.geometry.shape[axis] for axis in origin.turn.order]
-    full = np.zeros(turned_shape, dtype=cropped.dtype)
-    full[origin.box.slices] = cropped
-    back: NDArray[Scalar] = np.ascontiguousarray(origin.turn.invert(full))
-    return back
+    """Zeros outside the crop box, then the scan's own axes. (..., *box) -> (..., D, H, W), dtype kept."""
+    full = np.zeros((*cropped.shape[:-3], *_turned_shape(origin)), dtype=cropped.dtype)
+    full[..., *origin.box.slices] = cropped
+    return np.ascontiguousarray(origin.turn.invert(full))
+
+
+def place_back_probability(cropped: NDArray[np.float32], origin: Origin) -> NDArray[np.float32]:
+    """`place_back`, and outside the box all is background. (K, *box) -> (K, D, H, W) float32, background first."""
+    full = np.zeros((len(cropped), *_turned_shape(origin)), dtype=np.float32)
+    full[0] = 1
+    full[..., *origin.box.slices] = cropped
+    return np.ascontiguousarray(origin.turn.invert(full))
+
+
+def _turned_shape(origin: Origin) -> tuple[int, int, int]:
+    d, h, w = (origin.geometry.shape[axis] for axis in origin.turn.order)
+    return (d, h, w)

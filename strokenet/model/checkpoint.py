@@ -7,7 +7,6 @@ Nothing here reads a pickle.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from strokenet.model.network import UNet, build_network
 from strokenet.workspace import Workspace
 
 MAX_HEADER_BYTES = 4 * 2**20
+DTYPES = ("F32", "F16", "BF16")  # of the weights that are read
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,13 +48,17 @@ def load_weights(path: Path, plan: Plan) -> dict[str, Tensor]:
     """The weights of the plan's network, float32.
 
     Raises:
-        InputError: no safetensors file, or names, shapes or types other than those of the plan's network.
+        InputError: no safetensors file, names, shapes or types other than those of the plan's network, or NaN.
     """
     _check_header(path, plan)
     try:
-        return {name: tensor.float() for name, tensor in load_file(path).items()}
+        weights = {name: tensor.float() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: weights cannot be read ({error}); copy the model again") from None
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} holds NaN or infinity; copy the model again or train it again")
+    return weights
 
 
 def load_model(root: Path, *, folds: Sequence[str] | None = None, device: torch.device | None = None) -> Model:
@@ -97,9 +101,12 @@ def _chosen_folds(workspace: Workspace, folds: Sequence[str] | None) -> tuple[st
     if folds is None:
         return tuple(fold for fold in trained if fold != "all") or trained
     missing = [fold for fold in folds if fold not in trained]
-    if missing:
-        raise InputError(f"{workspace.root}: no weights for fold {', '.join(missing)}; trained: {', '.join(trained)}")
-    return tuple(folds)
+    if missing or not folds:
+        raise InputError(
+            f"{workspace.root}: no weights for fold {', '.join(missing) or '(none named)'}; trained: "
+            f"{', '.join(trained)}"
+        )
+    return tuple(dict.fromkeys(folds))  # a fold named twice counts once
 
 
 def _check_header(path: Path, plan: Plan) -> None:
@@ -110,27 +117,40 @@ def _check_header(path: Path, plan: Plan) -> None:
     missing, unknown = sorted(set(shapes) - set(tensors)), sorted(set(tensors) - set(shapes))
     if missing or unknown:
         raise InputError(
-            f"{path}: weights do not fit plan.json: {len(missing)} missing ({', '.join(missing[:3])}), "
-            f"{len(unknown)} unknown ({', '.join(unknown[:3])}); use the plan that the weights were trained with"
+            f"{path}: weights do not fit plan.json: {len(missing)} missing ({_first(missing)}), "
+            f"{len(unknown)} unknown ({_first(unknown)}); use the plan that the weights were trained with"
         )
     for name, shape in shapes.items():
-        entry = tensors[name]
-        given = tuple(entry.get("shape", ())) if isinstance(entry, dict) else ()
-        if given != shape or entry.get("dtype") not in ("F32", "F16", "BF16"):
-            raise InputError(f"{path}: {name} is {given}, plan.json asks for {shape} in F32, F16 or BF16")
+        entry = tensors[name] if isinstance(tensors[name], dict) else {}
+        given, dtype = entry.get("shape"), entry.get("dtype")
+        if given != list(shape) or dtype not in DTYPES:
+            raise InputError(
+                f"{path}: {name} is {given!s:.60} {dtype!s:.20}, plan.json asks for {list(shape)} in "
+                f"{', '.join(DTYPES)}; use the plan that the weights were trained with"
+            )
+
+
+def _first(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3]):.200}"
 
 
 def _read_header(path: Path) -> dict[str, Any]:
+    broken = InputError(f"{path}: no safetensors file, or cut short; copy the model again")
     try:
         with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > MAX_HEADER_BYTES:
-                raise InputError(f"{path}: safetensors header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
-            header = json.loads(file.read(length))
-    except (struct.error, UnicodeDecodeError, json.JSONDecodeError, RecursionError):
-        raise InputError(f"{path}: no safetensors file, or cut short; copy the model again") from None
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            content = file.read(length) if length <= MAX_HEADER_BYTES else b""
     except OSError as error:
         raise InputError(f"{path}: weights cannot be read ({error.strerror})") from None
+    if len(start) < 8:
+        raise broken
+    if length > MAX_HEADER_BYTES:
+        raise InputError(f"{path}: safetensors header of {length} bytes; at most {MAX_HEADER_BYTES} are read")
+    try:
+        header = json.loads(content)
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, a number of a million digits
+        raise broken from None
     if not isinstance(header, dict):
-        raise InputError(f"{path}: no safetensors header; copy the model again")
+        raise broken
     return header

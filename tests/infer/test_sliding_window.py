@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from strokenet.infer.sliding_window import (
@@ -48,8 +51,7 @@ class Centre(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.decoder = nn.Module()
-        self.decoder.seg_layers = nn.ModuleList([nn.Conv3d(1, 2, 1)])
+        self.heads = 2
 
     def forward(self, image: Tensor) -> Tensor:
         return torch.cat([image, -image], 1)
@@ -89,3 +91,95 @@ def test_folds_are_averaged_as_logits() -> None:
     both = predict_logits(networks, image, patch=(16, 16, 16))
     each = [predict_logits([network], image, patch=(16, 16, 16)) for network in networks]
     assert torch.allclose(both, (each[0] + each[1]) / 2, atol=1e-5)
+
+
+def naive(networks: list[nn.Module], image: np.ndarray, patch: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:
+    """The peer's window from its description, in loops and float64: (C, D, H, W) -> (K, D, H, W)."""
+    networks = [copy.deepcopy(network).double() for network in networks]
+    before = [max(p - n, 0) // 2 for n, p in zip(image.shape[1:], patch, strict=True)]
+    size = [max(n, p) for n, p in zip(image.shape[1:], patch, strict=True)]
+    grown = np.zeros((len(image), *size))
+    inside = tuple(slice(b, b + n) for b, n in zip(before, image.shape[1:], strict=True))
+    grown[(slice(None), *inside)] = image
+    delta = np.zeros(patch)
+    delta[tuple(p // 2 for p in patch)] = 1
+    bell = ndimage.gaussian_filter(delta, [p / 8 for p in patch], mode="constant")
+    bell = (bell / (bell.max() / 10)).astype(np.float16)
+    bell[bell == 0] = bell[bell > 0].min()
+    total, norm = np.zeros((2, *size)), np.zeros(size)
+    starts = []
+    for n, p in zip(size, patch, strict=True):
+        steps = math.ceil((n - p) / (p / 2)) + 1
+        starts.append([int(np.round((n - p) / max(steps - 1, 1) * i)) for i in range(steps)])
+    for d, h, w in itertools.product(*starts):
+        box = (slice(d, d + patch[0]), slice(h, h + patch[1]), slice(w, w + patch[2]))
+        tile = grown[(slice(None), *box)]
+        if (tile == 0).all():
+            continue
+        answers = []
+        for network in networks:
+            for mirrored in itertools.product(*([False, True] if axis in axes else [False] for axis in range(3))):
+                flip = [axis + 1 for axis in range(3) if mirrored[axis]]
+                with torch.no_grad():
+                    answer = network(torch.from_numpy(np.flip(tile, flip).copy())[None])[0].numpy()
+                answers.append(np.flip(answer, flip))
+        total[(slice(None), *box)] += np.mean(answers, 0) * bell.astype(np.float64)
+        norm[box] += bell
+    logits = np.divide(total, norm, out=np.zeros_like(total), where=norm > 0)
+    logits[0][norm == 0] = EMPTY_LOGIT
+    return logits[(slice(None), *inside)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "axes", "folds"),
+    [
+        ((16, 16, 16), (16, 16, 16), (), 1),
+        ((21, 30, 17), (16, 16, 16), (2,), 1),
+        ((9, 8, 20), (8, 8, 16), (0, 1, 2), 1),
+        ((5, 3, 7), (8, 16, 8), (0, 2), 2),
+        ((12, 18, 60), (12, 16, 16), (1,), 1),
+    ],
+)
+def test_the_window_equals_loops_in_float64(
+    shape: tuple[int, int, int], patch: tuple[int, int, int], axes: tuple[int, ...], folds: int
+) -> None:
+    torch.manual_seed(1)
+    networks = [build_network(tiny_plan()).eval() for _ in range(folds)]
+    image = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    image[:, :, :, shape[2] // 2 :] = 0  # so that tiles are empty where the image is long enough
+    logits = predict_logits(networks, torch.from_numpy(image), patch=patch, mirror_axes=axes)
+    assert logits.dtype == torch.float32
+    np.testing.assert_allclose(logits.numpy(), naive(networks, image, patch, axes), atol=2e-4)  # type: ignore[arg-type]
+
+
+def test_sums_run_in_float32_where_float16_would_round_to_integers() -> None:
+    image = torch.full((1, 16, 16, 16), 0.3)  # a corner's weight is 6e-8, the smallest step of float16
+    logits = predict_logits([Centre()], image, patch=(16, 16, 16))  # type: ignore[list-item]
+    assert float(logits[0, 0, 0, 0]) == pytest.approx(0.3, rel=1e-5)
+
+
+def test_a_tile_with_one_voxel_in_one_channel_is_computed() -> None:
+    class Counting(Centre):
+        tiles = 0
+
+        def forward(self, image: Tensor) -> Tensor:
+            self.tiles += 1
+            return super().forward(image[:, :1])
+
+    image = torch.zeros(2, 16, 16, 64)
+    network = Counting()
+    predict_logits([network], image, patch=(16, 16, 16))  # type: ignore[list-item]
+    assert network.tiles == 0
+    image[1, 3, 3, 60] = 1e-6
+    predict_logits([network], image, patch=(16, 16, 16))  # type: ignore[list-item]
+    assert network.tiles == 1
+    predict_logits([network, network], image, patch=(16, 16, 16), mirror_axes=(0, 1, 2))  # type: ignore[list-item]
+    assert network.tiles == 1 + 2 * 8
+
+
+def test_an_empty_image_is_background() -> None:
+    network = build_network(tiny_plan()).eval()
+    logits = predict_logits([network], torch.zeros(2, 10, 20, 30), patch=(16, 16, 16))
+    assert logits.shape == (2, 10, 20, 30)
+    assert (logits[0] == EMPTY_LOGIT).all()
+    assert (logits[1] == 0).all()

@@ -1,0 +1,80 @@
+"""Outputs: the files that inference leaves for a case, and the promises about them.
+
+    OUT/CASE.nii.gz                  the mask
+    OUT/probabilities/CASE.nii.gz    on request: the lesion's probability; with several labels CASE_labelN.nii.gz each
+
+Never over an input, never half-written, and nothing of an earlier run under the name of a case that is segmented now.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.plan import Plan
+from strokenet.data.case import Case
+from strokenet.data.dataset import CaseFiles
+from strokenet.data.errors import InputError
+from strokenet.data.files import safe_name
+from strokenet.data.nifti import write_mask, write_probability
+
+MASK = 0  # key of the mask among a case's files; the other keys are label values
+
+
+def output_files(out: Path, case_id: str, plan: Plan) -> dict[int, Path]:
+    """Every file that a case may leave: 0 -> its mask, label value -> that label's probability map."""
+    single = len(plan.foreground) == 1
+    names = {value: case_id if single else f"{case_id}_label{value}" for value in plan.foreground}
+    maps = {value: out / "probabilities" / f"{name}.nii.gz" for value, name in names.items()}
+    return {MASK: out / f"{case_id}.nii.gz", **maps}
+
+
+def check_outputs(inputs: Sequence[CaseFiles], out: Path, plan: Plan) -> None:
+    """Refuses a run that would write one file twice, leave `out`, or replace one of its own inputs.
+
+    Raises:
+        InputError: no case, a case id that is no file name, two cases of one name, or an output that is an input.
+    """
+    if not inputs:
+        raise InputError("no case to segment; give at least one")
+    for files in inputs:
+        safe_name(files.case_id, "case")
+    # "A" and "a" are one file on macOS and Windows
+    name, times = Counter(files.case_id.casefold() for files in inputs).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"case {name}: {times} cases have this name (small and capital letters count as one); rename")
+    images = {_identity(image): image for files in inputs for image in files.images if image.exists()}
+    for files in inputs:
+        for path in output_files(out, files.case_id, plan).values():
+            if path.exists() and _identity(path) in images:
+                raise InputError(f"{images[_identity(path)]}: the output would replace this input; choose another -o")
+
+
+def remove_outputs(out: Path, case_id: str, plan: Plan) -> None:
+    """Takes away whatever lies under the names of a case's outputs."""
+    for path in output_files(out, case_id, plan).values():
+        path.unlink(missing_ok=True)
+
+
+def write_outputs(
+    out: Path, case: Case, mask: NDArray[np.uint8], probability: NDArray[np.float32] | None, plan: Plan
+) -> None:
+    """Writes the probability maps, where given, and then the mask: where a mask is, all of its case is.
+
+    mask: (D, H, W). probability: (K, D, H, W), background first.
+    """
+    files = output_files(out, case.case_id, plan)
+    if probability is not None:
+        for value in plan.foreground:
+            write_probability(files[value], probability[value], case.header)
+    write_mask(files[MASK], mask, case.header)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Device and inode: one file whatever links and spellings lead to it."""
+    status = path.stat()
+    return status.st_dev, status.st_ino

@@ -1,0 +1,185 @@
+"""Predict: one case through a model, in memory: preprocess -> sliding window -> restore -> postprocess.
+
+Comes in: a Model and a Case, or its images (paths, nibabel images, arrays with an affine). Goes out: a Prediction on
+the scan's own grid. Nothing is written:
+
+    model = load_model(Path("WORK"))
+    found = predict_images(model, {"T1": "t1.nii.gz", "FLAIR": (array, affine)}, InferConfig())
+    found.mask_ijk  # in the axis order of the array given
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from planner.plan import Plan, PostprocessRule
+from strokenet.data.case import Case, case_from_images
+from strokenet.data.errors import InputError
+from strokenet.data.track import Track, silent
+from strokenet.infer.memory import peak_memory_bytes
+from strokenet.infer.postprocess import lesion_probability, postprocess, softmax
+from strokenet.infer.restore import place_back, place_back_probability, resample_logits
+from strokenet.infer.sliding_window import predict_logits
+from strokenet.model.checkpoint import Model
+from strokenet.model.device import Precision, choose_dtype
+from strokenet.preprocess.memory import available_bytes
+from strokenet.preprocess.preprocess import Origin, preprocess
+
+Image = TypeVar("Image")
+Mirroring = Literal["none", "plan", "full"]
+_log = logging.getLogger("strokenet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferConfig:
+    """How to infer; None and "plan" take what the model's plan says.
+
+    tta: mirrored copies averaged: none, the plan's axes, or full (all three; refused where training did not mirror
+    along all). threshold, min_volume_mm3: replace the plan's rule. postprocess: False takes the most probable label
+    and removes nothing. probabilities: also write OUT/probabilities/CASE.nii.gz. folds, device: of `infer`; a Model
+    in memory has them already.
+    """
+
+    tta: Mirroring = "plan"
+    precision: Precision = "auto"
+    folds: tuple[str, ...] | None = None
+    threshold: float | None = None
+    min_volume_mm3: float | None = None
+    postprocess: bool = True
+    probabilities: bool = False
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.tta not in get_args(Mirroring):
+            raise InputError(f"--tta {self.tta!r}; allowed: {', '.join(get_args(Mirroring))}")
+        if self.threshold is not None and not 0 <= self.threshold < 1:  # not: NaN too
+            raise InputError(f"--threshold {self.threshold}; allowed: 0 <= threshold < 1")
+        if self.min_volume_mm3 is not None and not 0 <= self.min_volume_mm3 < math.inf:
+            raise InputError(f"--min-volume {self.min_volume_mm3} mm3; allowed: 0 or more")
+        if not self.postprocess and (self.threshold is not None or self.min_volume_mm3 is not None):
+            raise InputError("--no-postprocess takes the most probable label; leave --threshold and --min-volume out")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prediction:
+    """mask: (D, H, W) uint8 on the scan's grid. probability: (K, D, H, W) float32 there, background first."""
+
+    mask: NDArray[np.uint8]
+    probability: NDArray[np.float32]
+
+    @property
+    def mask_ijk(self) -> NDArray[np.uint8]:
+        """The mask in nibabel's axis order, a view: (D, H, W) -> (i, j, k)."""
+        return self.mask.transpose(2, 1, 0)
+
+
+def predict_images(
+    model: Model, images: Mapping[str, Any], config: InferConfig, track: Track = silent, case_id: str = "case"
+) -> Prediction:
+    """Mask and probability of one case in memory; nothing is written.
+
+    Args:
+        images: channel name -> path, nibabel image, or (array (i, j, k), affine (4, 4)) in nibabel's axis order.
+            Names are compared without regard to case, their order does not matter.
+
+    Raises:
+        InputError: a channel is missing or unknown, or an image cannot be used.
+    """
+    return predict(model, case_from_images(case_id, in_channel_order(images, model.plan)), config, track)
+
+
+def predict(model: Model, case: Case, config: InferConfig, track: Track = silent) -> Prediction:
+    """Mask and probability of one case, on its own grid. The stations by name, in order.
+
+    Raises:
+        InputError: the case does not fit the plan, or the network's answer is not finite.
+    """
+    plan, device = model.plan, model.networks[0].decoder.seg_layers[-1].weight.device
+    assert isinstance(device, torch.device)
+    _announce_memory(case, plan)
+    prepared = preprocess(case, plan)
+    logits = predict_logits(
+        model.networks,
+        torch.from_numpy(prepared.image),
+        patch=plan.patch,
+        mirror_axes=mirror_axes(plan, config.tta),
+        dtype=choose_dtype(config.precision, device),
+        device=device,
+        track=track,
+    )
+    if not torch.isfinite(logits).all():  # NaN is above no threshold: the mask would be empty and look like an answer
+        raise InputError(f"{case.case_id}: the network's answer holds NaN or infinity; try --precision fp32")
+    probability = _probability(logits.cpu().numpy(), plan, prepared.origin)
+    mask = postprocess(probability, mask_rule(plan, config), case.geometry.voxel_volume_mm3)
+    return Prediction(
+        mask=place_back(mask, prepared.origin), probability=place_back_probability(probability, prepared.origin)
+    )
+
+
+def mirror_axes(plan: Plan, tta: Mirroring) -> tuple[int, ...]:
+    """Axes to mirror at test time: never one that training did not mirror.
+
+    Raises:
+        InputError: "full" for a model that was not mirrored along all three axes.
+    """
+    if tta == "none":
+        return ()
+    if tta == "full" and set(plan.mirror_axes) != {0, 1, 2}:
+        raise InputError(f"--tta full: training mirrored along axes {plan.mirror_axes} alone; use --tta plan")
+    return plan.mirror_axes
+
+
+def mask_rule(plan: Plan, config: InferConfig) -> PostprocessRule:
+    """The plan's rule with what the config replaces.
+
+    Raises:
+        InputError: a threshold for a model of several labels.
+    """
+    if not config.postprocess:
+        return PostprocessRule()
+    rule = plan.postprocess
+    if config.threshold is not None:
+        if plan.heads != 2:
+            raise InputError(f"--threshold needs a model of one lesion label; this one has {plan.heads - 1}")
+        rule = replace(rule, threshold=config.threshold)
+    return replace(rule, min_volume_mm3=config.min_volume_mm3) if config.min_volume_mm3 is not None else rule
+
+
+def in_channel_order(images: Mapping[str, Image], plan: Plan) -> dict[str, Image]:
+    """The images under the plan's names and in its order; names are compared without regard to case.
+
+    Raises:
+        InputError: a channel of the model is missing, given twice, or one is given that it does not have.
+    """
+    given = {name.casefold(): image for name, image in images.items()}
+    missing = [name for name in plan.channels if name.casefold() not in given]
+    unknown = [name for name in images if name.casefold() not in {channel.casefold() for channel in plan.channels}]
+    if missing or unknown or len(given) < len(images):
+        raise InputError(
+            f"the model reads {', '.join(plan.channels)}, each once; given: {', '.join(images) or 'none'}; "
+            f"missing: {', '.join(missing) or 'none'}, unknown: {', '.join(unknown) or 'none'}"
+        )
+    return {name: given[name.casefold()] for name in plan.channels}
+
+
+def _announce_memory(case: Case, plan: Plan) -> None:
+    peak, free = peak_memory_bytes(plan, case.geometry), available_bytes()
+    _log.info("%s: %s voxels, about %.1f GB at peak", case.case_id, case.geometry.shape, peak / 1e9)
+    if free is not None and peak > free:
+        _log.warning("%s: about %.1f GB may be needed, %.1f GB are free", case.case_id, peak / 1e9, free / 1e9)
+
+
+def _probability(logits: NDArray[np.float32], plan: Plan, origin: Origin) -> NDArray[np.float32]:
+    """Logits on the plan's grid -> probabilities on the crop's. Two labels need one map: the lesion's."""
+    if len(logits) != 2:
+        return softmax(resample_logits(logits, plan, origin))
+    lesion = lesion_probability(resample_logits(logits[1:] - logits[:1], plan, origin)[0])
+    return np.stack([1 - lesion, lesion])

@@ -1,0 +1,245 @@
+"""The command line: exit codes, one-line errors, a quick --help, and signals."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from strokenet import __version__
+from strokenet.cli import cli, main
+from tests.infer.models import write_case, write_model
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Runs the command in this process: (exit code, stdout, stderr). Signals and logging are as before afterwards."""
+    log, handler = logging.getLogger("strokenet"), signal.getsignal(signal.SIGTERM)
+    kept = (log.handlers[:], log.propagate, log.level)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["strokenet", *map(str, words)])
+        try:
+            main()
+            code = 0
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
+
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+    log.handlers[:], log.propagate, level = kept
+    log.setLevel(level)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    write_model(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    for seed, case in enumerate("ab"):
+        write_case(tmp_path / "scans", case, seed)
+    return tmp_path / "scans"
+
+
+def statuses(out: Path) -> dict[str, str]:
+    return {row["case"]: row["status"] for row in json.loads((out / "results.json").read_text())["cases"]}
+
+
+def is_one_error_line(text: str) -> bool:
+    return text.startswith("error: ") and text.count("\n") == 1
+
+
+def shell(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+
+
+def test_help_answers_within_three_tenths_of_a_second() -> None:
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        done = shell("-m", "strokenet", "--help")
+        seconds.append(time.perf_counter() - began)
+        assert done.returncode == 0
+        assert "plan, preprocess, train, infer, evaluate" in done.stdout
+    assert statistics.median(seconds) < 0.3
+
+
+def test_help_imports_no_heavy_package() -> None:
+    asks = "import sys; sys.argv = ['strokenet', '--help']; import strokenet.cli as c\ntry: c.main()\nfinally: "
+    done = shell("-c", asks + "print(*sys.modules, file=sys.stderr)")
+    loaded = set(done.stderr.split())
+    assert "click" in loaded
+    assert not loaded & {"torch", "numpy", "scipy", "nibabel", "rich", "matplotlib"}
+
+
+def test_python_m_is_the_same_command(run: Run) -> None:
+    assert shell("-m", "strokenet", "--version").stdout == run("--version")[1] == f"strokenet, version {__version__}\n"
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_every_command_explains_itself_and_has_the_common_options(run: Run, command: str) -> None:
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"Usage: strokenet {command}" in out or f"{command} [OPTIONS]" in out
+    for option in ("--json", "--verbose", "--quiet"):
+        assert option in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("fly",),
+        ("infer",),
+        ("infer", "."),
+        ("infer", ".", "-o", "out"),
+        ("infer", ".", ".", "-o", "out", "--t1", "setup.cfg"),
+        ("infer", "no-such-folder", ".", "-o", "out"),
+        ("infer", ".", ".", "-o", "out", "--threshold", "1.5"),
+        ("infer", ".", ".", "-o", "out", "--tta", "all"),
+        ("infer", ".", "-o", "out", "--channel", "DWI"),
+        ("infer", ".", "-o", "out", "--t1", "setup.cfg", "--channel", "T1=setup.cfg"),
+        ("train", ".", "--epochs", "0"),
+        ("doctor", "--wings"),
+    ],
+)
+def test_wrong_usage_exits_2_and_makes_nothing(
+    run: Run, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "setup.cfg").touch()
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*words)
+    assert code == 2
+    assert out == ""
+    assert "Error" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["setup.cfg"]
+
+
+def test_bad_data_exits_4_with_one_line(run: Run, model: Path, scans: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for words in (
+        ("infer", empty, scans, "-o", tmp_path / "out"),  # no model
+        ("infer", model, empty, "-o", tmp_path / "out"),  # no scans
+        ("infer", model, "-o", tmp_path / "out", "--t1", scans / "a_0000.nii.gz"),  # no FLAIR
+        ("infer", model, scans, "-o", tmp_path / "out", "--folds", "4"),
+        ("infer", model, scans, "-o", tmp_path / "out", "--tta", "full"),
+        ("infer", model, scans, "-o", tmp_path / "out", "--device", "cuda:77"),
+        ("infer", model, scans, "-o", tmp_path / "out", "--threshold", "0.5", "--no-postprocess"),
+        ("plan", empty, "-o", tmp_path / "work"),
+        ("preprocess", empty),
+        ("evaluate", empty, scans),
+    ):
+        code, out, err = run(*words)
+        assert code == 4, words
+        assert out == ""
+        assert is_one_error_line(err), err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_control_character_in_a_name_cannot_reach_the_terminal(run: Run, model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "\x1b[31mred"
+    folder.mkdir()
+    code, _, err = run("infer", model, folder, "-o", tmp_path / "out")
+    assert code == 4
+    assert "\x1b" not in err
+
+
+def test_all_good_exits_0(run: Run, model: Path, scans: Path, tmp_path: Path) -> None:
+    code, out, _ = run("infer", model, scans, "-o", tmp_path / "out", "--json")
+    assert code == 0
+    assert {row["case"]: row["status"] for row in json.loads(out)} == {"a": "ok", "b": "ok"}
+    assert statuses(tmp_path / "out") == {"a": "ok", "b": "ok"}
+
+
+def test_some_failed_exits_3_and_all_failed_exits_4(run: Run, model: Path, scans: Path, tmp_path: Path) -> None:
+    (scans / "a_0000.nii.gz").write_bytes(b"no scan at all, but more than twenty bytes")
+    code, out, err = run("infer", model, scans, "-o", tmp_path / "out")
+    assert code == 3
+    assert "a_0000.nii.gz" in out
+    assert "a failed: " in err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.nii.gz", "results.json"]
+    (scans / "b_0001.nii.gz").write_bytes(b"")
+    code, _, _ = run("infer", model, scans, "-o", tmp_path / "out")
+    assert code == 4
+    assert statuses(tmp_path / "out") == {"a": "failed", "b": "failed"}
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.json"]
+
+
+def test_one_case_by_its_channels(run: Run, model: Path, scans: Path, tmp_path: Path) -> None:
+    flair = ("--flair", scans / "a_0001.nii.gz")
+    for extra in (("--t1", scans / "a_0000.nii.gz"), ("--channel", f"T1={scans / 'a_0000.nii.gz'}")):
+        code, _, _ = run(
+            *("infer", model, "-o", tmp_path / extra[0], *extra, *flair, "--case", "anna", "--probabilities"),
+            *("--threshold", "0.3", "--min-volume", "0"),
+        )
+        assert code == 0
+        mask = np.asarray(nibabel.load(tmp_path / extra[0] / "anna.nii.gz").dataobj)
+        lesion = np.asarray(nibabel.load(tmp_path / extra[0] / "probabilities" / "anna.nii.gz").dataobj)
+        np.testing.assert_array_equal(mask, lesion > np.float32(0.3))
+
+
+def test_doctor_is_healthy_and_its_json_is_valid(run: Run) -> None:
+    code, out, _ = run("doctor", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["healthy"] is True
+    assert {"facts", "kernels", "checks", "healthy"} == set(report)
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "Self-checks" in out
+
+
+def test_a_broken_installation_makes_doctor_exit_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STROKENET_KERNELS", "fastest")
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert "FAILED" in out
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_a_signal_ends_infer_with_its_code_and_nothing_half_written(
+    number: int, expected: int, model: Path, tmp_path: Path
+) -> None:
+    for seed in range(6):
+        write_case(tmp_path / "scans", f"case{seed:02d}", seed, shape=(28, 28, 28))
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "strokenet", "infer", str(model), str(tmp_path / "scans"), "-o", str(out)]
+    process = subprocess.Popen([*words, "--probabilities"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("*.nii.gz")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == expected, err
+    assert b"Traceback" not in err
+    found = statuses(out)
+    done = sorted(case for case, status in found.items() if status == "ok")
+    assert 1 <= len(done) < 6
+    assert set(found.values()) == {"ok", "skipped"}
+    assert sorted(path.name for path in out.iterdir()) == [
+        *(f"{c}.nii.gz" for c in done),
+        "probabilities",
+        "results.json",
+    ]
+    assert sorted(path.name for path in (out / "probabilities").iterdir()) == [f"{c}.nii.gz" for c in done]
+    for case in done:
+        assert np.asarray(nibabel.load(out / f"{case}.nii.gz").dataobj).shape == (28, 28, 28)
