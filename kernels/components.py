@@ -35,9 +35,7 @@ def label_components(
         labels (D, H, W), 0 is background, components 1 .. n; sizes (n + 1,) in voxels, sizes[0] is the background.
     """
     binary = np.ascontiguousarray(mask != 0)
-    labels, count = cc3d.connected_components(
-        binary.view(np.uint8), connectivity=connectivity, return_N=True, binary_image=True
-    )
+    labels, count = cc3d.connected_components(binary.view(np.uint8), connectivity=connectivity, return_N=True)
     return labels, np.bincount(labels.ravel(), minlength=count + 1).astype(np.int64)
 
 

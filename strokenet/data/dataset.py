@@ -34,11 +34,15 @@ _log = logging.getLogger("strokenet")
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFiles:
-    """The files of one case. images: in channel order. label: None where there is none."""
+    """The files of one case. images: in channel order. label: None where there is none.
+
+    problem: why the case cannot be read, in one line; None where nothing is known against it.
+    """
 
     case_id: str
     images: tuple[Path, ...]
     label: Path | None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,18 +95,20 @@ def read_dataset(root: Path) -> Dataset:
 def input_cases(folder: Path, channels: Sequence[str]) -> tuple[CaseFiles, ...]:
     """The cases of a folder of scans CASE_0000.nii.gz, CASE_0001.nii.gz ... (or .nii), without labels.
 
+    A case that lacks a channel or has one too many carries that as its problem; the others can still be segmented.
+
     Raises:
-        InputError: no scan is there, a case lacks a channel or has one too many, or two files make one case's channel.
+        InputError: no scan is there, no case has the channels, or two files make one case's channel.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder; give a folder of CASE_0000.nii.gz files")
     found = _images(folder, ENDINGS)
     if not found:
         raise InputError(_nothing_found(folder, "CASE_0000.nii.gz"))
-    return tuple(
-        CaseFiles(case_id=case_id, images=_in_order(folder, case_id, images, len(channels)), label=None)
-        for case_id, images in sorted(found.items())
-    )
+    cases = tuple(_input_case(folder, case_id, found[case_id], len(channels)) for case_id in sorted(found))
+    if all(case.problem for case in cases):
+        raise InputError(f"{cases[0].problem}; no case of the folder has the channels {', '.join(channels)}")
+    return cases
 
 
 def to_json(dataset: Dataset, relative_to: Path) -> dict[str, Any]:
@@ -354,6 +360,17 @@ def _images(folder: Path, endings: tuple[str, ...]) -> dict[str, dict[int, Path]
             "%s: %d scans have no channel number (_0000) and are not used, first %r", folder, len(nameless), nameless[0]
         )
     return found
+
+
+def _input_case(folder: Path, case_id: str, images: Mapping[int, Path], channels: int) -> CaseFiles:
+    problem = None
+    try:
+        _in_order(folder, case_id, images, channels)
+    except InputError as error:
+        problem = str(error)
+    return CaseFiles(
+        case_id=case_id, images=tuple(images[channel] for channel in sorted(images)), label=None, problem=problem
+    )
 
 
 def _in_order(folder: Path, case_id: str, images: Mapping[int, Path], channels: int) -> tuple[Path, ...]:

@@ -215,6 +215,8 @@ def _failure(case_id: str, error: Exception) -> str:
 
 
 def _read(files: CaseFiles, plan: Plan) -> Case:
+    if files.problem is not None:
+        raise InputError(files.problem)
     return read_case(files.case_id, dict(zip(plan.channels, files.images, strict=True)))
 
 

@@ -98,3 +98,15 @@ def test_a_lesion_mask_is_threshold_then_volume() -> None:
     expected = sum((labels == c for c in range(1, count + 1) if sizes[c] * 0.7 > 4), np.zeros(labels.shape, bool))
     np.testing.assert_array_equal(mask, expected)
     assert mask.dtype == np.uint8
+
+
+@pytest.mark.parametrize("connectivity", [6, 18, 26])
+def test_thin_volumes_are_labelled_too(connectivity: Connectivity) -> None:
+    """cc3d 4.1.1 raises on many of these where it is told that the image is binary."""
+    structure = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
+    for seed, shape in enumerate([(1, 1, 7), (1, 7, 7), (3, 3, 3), (7, 1, 7), (2, 1, 9), (5, 5, 1)] * 20):
+        mask = np.random.default_rng(seed).random(shape) > 0.5
+        labels, sizes = label_components(mask, connectivity)
+        expected, count = ndimage.label(mask, structure)
+        assert len(sizes) - 1 == count
+        assert len(np.unique(np.stack([labels, expected]).reshape(2, -1), axis=1).T) == len(np.unique(expected))
