@@ -59,10 +59,10 @@ def cli() -> None:
 def demo(out: Path, minutes: float, seed: int, verbose: int, as_json: bool) -> None:
     """The whole method on an embedded cohort: no download, a score table and pictures at the end."""
     from strokenet.console import show_demo, tracking
-    from strokenet.demo import run_demo
+    from strokenet.demo import DemoConfig, run_demo
 
     with tracking(_start(verbose)) as track:
-        outcome = run_demo(out, minutes=minutes, seed=seed, track=track)
+        outcome = run_demo(out, DemoConfig(minutes=minutes, seed=seed), track)
     show_demo(outcome, as_json=as_json)
 
 

@@ -46,3 +46,25 @@ def tiny_plan(**changes: Any) -> Plan:
         postprocess=PostprocessRule(threshold=0.2, min_volume_mm3=4.0),
     )
     return replace(plan, **changes)
+
+
+def paper_plan(*channels: str) -> Plan:
+    """The plan of the paper's models: 128^3 patches, six levels of 32 to 320 features (Meddahi 2024; nnU-Net v1)."""
+    network = NetworkPlan(
+        kind="plain",
+        features=(32, 64, 128, 256, 320, 320),
+        strides=((1, 1, 1), *((2, 2, 2),) * 5),
+        kernels=((3, 3, 3),) * 6,
+        encoder_blocks=(2,) * 6,
+        decoder_convs=(2,) * 5,
+        decoder_kernels=((3, 3, 3),) * 5,
+    )
+    n = len(channels)
+    return tiny_plan(
+        channels=channels,
+        patch=(128, 128, 128),
+        normalisation=("zscore",) * n,
+        use_mask_for_norm=(False,) * n,
+        intensity=(STATS,) * n,
+        network=network,
+    )

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from strokenet.model.figure import network_figure
+from tests.plans import paper_plan
+
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (  # a file imports from its own floor or a lower one
     ("planner", "kernels"),
@@ -91,3 +94,10 @@ def test_a_place_named_in_the_readme_exists(file: str, name: str) -> None:
     text = (ROOT / file).read_text()
     if name:
         assert re.search(rf"^\s*(def|class) {name}\b|^{name}\b", text, re.M), f"{file} has no {name}"
+
+
+def test_the_readme_shows_the_papers_network() -> None:
+    figure = network_figure(paper_plan("T1", "FLAIR"))
+    assert "\n".join(f"    {line}" for line in figure.splitlines()) in README
+    fig_1 = network_figure(paper_plan("T1")).splitlines()[1]
+    assert f"    {fig_1}\n" in README
