@@ -39,7 +39,7 @@ class FoldFolder:
 
     @property
     def last(self) -> Path:
-        """Weights of the last finished epoch: what `infer` reads."""
+        """Weights of the last finished epoch, or of the step at which a run was stopped: what `infer` reads."""
         return self.root / "last.safetensors"
 
     @property

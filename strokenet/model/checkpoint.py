@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from planner.plan import Plan
 from strokenet.data.errors import InputError
-from strokenet.data.files import replacing
+from strokenet.data.files import write_bytes
 from strokenet.model.network import UNet, build_network
 from strokenet.workspace import Workspace
 
@@ -40,8 +40,7 @@ class Model:
 def save_weights(path: Path, weights: Mapping[str, Tensor], *, note: Mapping[str, str]) -> None:
     """Writes named tensors as safetensors, atomically. note: short facts kept in the file's header (epoch ...)."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with replacing(path) as temporary:
-        save_file(contiguous, temporary, metadata=dict(note))
+    write_bytes(path, save(contiguous, metadata=dict(note)))  # save_file makes files that only their owner can read
 
 
 def load_weights(path: Path, plan: Plan) -> dict[str, Tensor]:

@@ -1,17 +1,24 @@
 """The feed: from preprocessed cases to augmented batches on the training device.
 
-A thread cuts the next patches while the network computes; augmentation runs in torch on the device ("device"), in
-CPU worker processes with the batchgenerators package ("batchgenerators", the published reference), or not at all.
+Threads prepare the next batches whole while the network computes: cut, copy to the device, augment. Augmentation runs
+in torch on the device ("device"), in CPU worker processes with the batchgenerators package ("batchgenerators", the
+published reference), or not at all ("none"). The loop only takes what is ready, so that the time it waits here is the
+time in which the network had nothing to do.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -21,14 +28,24 @@ import torch
 from torch import Tensor
 
 from planner.plan import Plan
+from strokenet.data.errors import InputError
+from strokenet.preprocess.jobs import worker_count
 from strokenet.preprocess.store import StoredCase
 from strokenet.train.augment import augment, draw
 from strokenet.train.patches import Phase, RawBatch, draw_batch, sample_rng
 from strokenet.train.published import augment_published
 from strokenet.train.spatial import initial_patch
 
+_log = logging.getLogger("strokenet")
+
 Augmentation = Literal["device", "batchgenerators", "none"]
-AHEAD = 2  # batches cut in advance
+MAX_WORKERS = 12  # the peer's number of augmentation processes
+COPIES = 8  # float32 copies of a raw sample that a worker holds at its peak (splines run in float64)
+SPARE = 2  # batches ready in advance, beside those that the threads are at
+
+
+class WorkersLost(InputError):
+    """A worker process is gone, and with it all of them. The batches before this one were whole."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,7 +58,7 @@ class Batch:
 
 
 class Feed:
-    """Batches of one fold. Holds a thread, and worker processes for "batchgenerators": use it in a with block."""
+    """Batches of one fold. Holds threads, and worker processes for "batchgenerators": use it in a with block."""
 
     def __init__(
         self,
@@ -57,47 +74,73 @@ class Feed:
         self._plan, self._batch_size, self._seed, self._device = plan, batch_size, seed, device
         self._cases: dict[Phase, Sequence[StoredCase]] = {"train": train, "val": val}
         self._augmentation = augmentation
+        self._stream = (
+            torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        )
         self._stack = ExitStack()
+        self._thread_count = 1
 
     def __enter__(self) -> Feed:
-        self._thread = self._stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="cut"))
         if self._augmentation == "batchgenerators":
-            workers = max(1, min(self._batch_size, (os.cpu_count() or 2) - 1))
-            context = multiprocessing.get_context("spawn")
+            workers = worker_count(None, MAX_WORKERS, COPIES * _raw_bytes(self._plan))
             self._pool = self._stack.enter_context(
-                ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+                ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
             )
+            self._thread_count = math.ceil(workers / self._batch_size)  # so that every worker has a sample
+        self._threads = self._stack.enter_context(ThreadPoolExecutor(self._thread_count, thread_name_prefix="feed"))
         return self
 
     def __exit__(self, *reason: object) -> None:
         self._stack.close()
 
     def batches(self, phase: Phase, epoch: int, steps: range) -> Generator[Batch, None, None]:
-        """The batches of these steps, the same ones whenever they are asked for."""
-        make: Callable[[int], RawBatch | Batch] = partial(self._prepare, phase, epoch)
-        waiting: deque[tuple[int, Future[RawBatch | Batch]]] = deque()
+        """The batches of these steps, the same ones whenever they are asked for.
+
+        Raises:
+            InputError: a worker process of "batchgenerators" failed (WorkersLost: was killed).
+        """
+        waiting: deque[Future[Batch]] = deque()
         ahead = iter(steps)
         try:
             for _ in range(len(steps)):
-                while len(waiting) <= AHEAD and (step := next(ahead, None)) is not None:
-                    waiting.append((step, self._thread.submit(make, step)))
-                step, future = waiting.popleft()
-                yield self._finish(phase, epoch, step, future.result())
+                while len(waiting) < self._thread_count + SPARE and (step := next(ahead, None)) is not None:
+                    waiting.append(self._threads.submit(self._batch, phase, epoch, step))
+                batch = waiting.popleft().result()
+                if self._stream is not None:  # its memory belongs to the feed's stream: not to be reused too early
+                    batch.image.record_stream(torch.cuda.current_stream(self._device))
+                    batch.label.record_stream(torch.cuda.current_stream(self._device))
+                yield batch
         finally:
-            for _, future in waiting:
+            for future in waiting:
                 future.cancel()
 
-    def _prepare(self, phase: Phase, epoch: int, step: int) -> RawBatch | Batch:
-        """On the thread: cut; and for "batchgenerators", have the processes augment."""
+    def _batch(self, phase: Phase, epoch: int, step: int) -> Batch:
+        """One batch, on a thread: every sample from its own Generator, used for the cut first and then to augment."""
         rngs = [sample_rng(self._seed, phase, epoch, step, index) for index in range(self._batch_size)]
+        how = self._augmentation if phase == "train" else "none"
         final = self._plan.patch
-        grown = phase == "train" and self._augmentation != "none"
-        raw = draw_batch(self._cases[phase], rngs, patch=initial_patch(final) if grown else final, final_patch=final)
-        if grown and self._augmentation == "batchgenerators":
-            return self._published(raw, rngs)
-        return raw
+        raw = draw_batch(
+            self._cases[phase],
+            rngs,
+            patch=final if how == "none" else initial_patch(final),
+            final_patch=final,
+            pinned=self._stream is not None and how != "batchgenerators",
+        )
+        image, label = self._by_workers(raw, rngs) if how == "batchgenerators" else (raw.image, raw.label)
+        with self._beside_the_network():
+            image, label = (tensor.to(self._device, non_blocking=True) for tensor in (image, label))
+            if how == "device":
+                image, label = self._on_device(image, label, rngs)
+            label = label.long().clamp_min(0)
+        return Batch(image=image, label=label, cases=raw.cases)
 
-    def _published(self, raw: RawBatch, rngs: Sequence[np.random.Generator]) -> Batch:
+    def _on_device(self, image: Tensor, label: Tensor, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
+        plan = self._plan
+        draws = [draw(rng, channels=image.shape[1], patch=plan.patch, mirror_axes=plan.mirror_axes) for rng in rngs]
+        return augment(image, label, draws, patch=plan.patch, heads=plan.heads, mask_channels=plan.use_mask_for_norm)
+
+    def _by_workers(self, raw: RawBatch, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
+        """The samples augmented in the worker processes: image (N, C, D, H, W), label (N, D, H, W)."""
         one = partial(
             augment_published,
             patch=self._plan.patch,
@@ -105,21 +148,55 @@ class Feed:
             mask_channels=self._plan.use_mask_for_norm,
         )
         seeds = [int(rng.integers(2**31)) for rng in rngs]
-        done = list(self._pool.map(one, raw.image.numpy(), raw.label.numpy(), seeds))
-        images, labels = (np.stack(arrays) for arrays in zip(*done, strict=True))
-        return Batch(image=torch.from_numpy(images), label=torch.from_numpy(labels).long(), cases=raw.cases)
+        samples = zip(raw.image.numpy(), raw.label.numpy(), seeds, strict=True)
+        try:
+            jobs = [self._pool.submit(one, *sample) for sample in samples]
+            done = [_outcome(job, case_id) for job, case_id in zip(jobs, raw.cases, strict=True)]
+        except BrokenProcessPool:
+            raise WorkersLost(
+                f"{', '.join(raw.cases)}: a worker of --augment batchgenerators was killed, most likely for lack of "
+                "memory; close other programs and --resume, or start again with --augment device"
+            ) from None
+        images, labels = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*done, strict=True))
+        return images, labels
 
-    def _finish(self, phase: Phase, epoch: int, step: int, raw: RawBatch | Batch) -> Batch:
-        """On the caller's thread: to the device, and augment there."""
-        image, label = raw.image.to(self._device), raw.label.to(self._device)
-        if isinstance(raw, RawBatch) and phase == "train" and self._augmentation == "device":
-            # A Generator of its own, so that the numbers do not depend on how many the cut has used.
-            rngs = [sample_rng(self._seed + 1, phase, epoch, step, index) for index in range(len(raw.cases))]
-            draws = [
-                draw(rng, channels=image.shape[1], patch=self._plan.patch, mirror_axes=self._plan.mirror_axes)
-                for rng in rngs
-            ]
-            image, label = augment(
-                image, label, draws, patch=self._plan.patch, mask_channels=self._plan.use_mask_for_norm
-            )
-        return Batch(image=image, label=label.long().clamp_min(0), cases=raw.cases)
+    @contextmanager
+    def _beside_the_network(self) -> Iterator[None]:
+        """On a GPU: work on a stream of its own, finished at the end of the block. On a CPU: nothing to do."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()
+
+
+def _outcome(job: Future[tuple[np.ndarray, np.ndarray]], case_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a worker made of one sample; what it raised comes with the name of the case, its traceback in the log."""
+    try:
+        return job.result()
+    except BrokenProcessPool:
+        raise
+    except Exception as error:
+        _log.error("%s: augmentation failed in a worker", case_id, exc_info=error)
+        line = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{case_id}: --augment batchgenerators failed ({line}); use --augment device") from error
+
+
+def _raw_bytes(plan: Plan) -> int:
+    """Of one raw sample as float32 channels."""
+    return 4 * len(plan.channels) * math.prod(initial_patch(plan.patch))
+
+
+def _start_worker() -> None:
+    """One torch thread. Ctrl-C reaches all and is the parent's matter; when the parent is gone, so is the worker."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

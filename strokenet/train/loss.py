@@ -36,7 +36,7 @@ def dice_ce(logits: Tensor, label: Tensor, *, batch_dice: bool) -> Tensor:
     """
     logits = logits.float()
     log_p = F.log_softmax(logits, dim=1)
-    cross_entropy = F.nll_loss(log_p, label)
+    cross_entropy = -log_p.gather(1, label[:, None]).mean()  # nll_loss is not reproducible on a GPU in 3-D
     p = log_p.exp()[:, 1:].flatten(2)  # (N, K, D, H, W) -> (N, K-1, V)
     g = F.one_hot(label, logits.shape[1]).movedim(-1, 1)[:, 1:].flatten(2)  # (N, D, H, W) -> (N, K-1, V)
     intersection, predicted, truth = (p * g).sum(-1), p.sum(-1), g.sum(-1).to(p.dtype)  # (N, K-1)

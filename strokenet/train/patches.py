@@ -44,7 +44,10 @@ def sample_rng(seed: int, phase: Phase, epoch: int, step: int, index: int) -> np
 
 
 def is_forced(index: int, batch_size: int) -> bool:
-    """Whether the sample must be centred on foreground: the last third of a batch (1 of 2, 1 of 3, 2 of 5)."""
+    """Whether the sample must be centred on foreground: the last third of a batch (1 of 2, 1 of 3, 2 of 5).
+
+    A batch of one is never forced: nnU-Net rounds the unforced share, and so do we.
+    """
     return index >= round(batch_size * (1 - OVERSAMPLING))
 
 
@@ -75,19 +78,23 @@ def place(
     return (start[0], start[1], start[2])
 
 
-def cut(array: NDArray[Any], start: Triple, size: Triple, fill: float) -> NDArray[Any]:
-    """(..., D, H, W) -> (..., *size): the box at `start`, `fill` where it leaves the array."""
-    out = np.full((*array.shape[:-3], *size), fill, dtype=array.dtype)
+def cut(array: NDArray[Any], start: Triple, out: NDArray[Any], fill: float) -> None:
+    """Writes the box of `array` that begins at `start` into `out`, `fill` where it leaves the array.
+
+    Args:
+        array: (..., D, H, W). out: (..., d, h, w), its shape is the size of the box; changed in place.
+    """
     source: list[Any] = [...]
     target: list[Any] = [...]
-    for first, length, limit in zip(start, size, array.shape[-3:], strict=True):
-        low, high = max(first, 0), min(first + length, limit)
-        if high <= low:
-            return out
+    for first, length, limit in zip(start, out.shape[-3:], array.shape[-3:], strict=True):
+        low = min(max(first, 0), limit)
+        high = max(low, min(first + length, limit))
         source.append(slice(low, high))
-        target.append(slice(low - first, high - first))
-    out[tuple(target)] = array[tuple(source)]
-    return out
+        target.append(slice(low - first, high - first) if high > low else slice(0, 0))
+    inner = out[tuple(target)]
+    if inner.size < out.size:
+        out[...] = fill
+    inner[...] = array[tuple(source)]
 
 
 def draw_batch(
@@ -96,23 +103,30 @@ def draw_batch(
     *,
     patch: Triple,
     final_patch: Triple,
+    pinned: bool = False,
 ) -> RawBatch:
     """One batch: a case with replacement, then a place, a sample at a time from its own Generator.
 
     Args:
         cases: the fold's preprocessed cases. rngs: one a sample. patch, final_patch: see `place`.
+        pinned: in memory that a GPU copies from without waiting.
     """
-    images, labels, names = [], [], []
+    channels = cases[0].image.shape[0]
+    image = _empty((len(rngs), channels, *patch), np.float32, pinned)  # (N, C, D, H, W)
+    label = _empty((len(rngs), *patch), np.int16, pinned)  # (N, D, H, W)
+    names = []
     for index, rng in enumerate(rngs):
         case = cases[int(rng.integers(len(cases)))]
         foreground = tuple(case.foreground.values()) if is_forced(index, len(rngs)) else ()
         d, h, w = case.image.shape[1:]
         start = place(rng, (d, h, w), patch, final_patch, foreground)
-        images.append(cut(case.image, start, patch, 0.0))
-        labels.append(cut(case.label, start, patch, OUTSIDE_LABEL))
+        cut(case.image, start, image[index].numpy(), 0.0)
+        cut(case.label, start, label[index].numpy(), OUTSIDE_LABEL)
         names.append(case.case_id)
-    return RawBatch(
-        image=torch.from_numpy(np.stack(images)),  # (N, C, D, H, W)
-        label=torch.from_numpy(np.stack(labels)),  # (N, D, H, W)
-        cases=tuple(names),
-    )
+    return RawBatch(image=image, label=label, cases=tuple(names))
+
+
+def _empty(shape: tuple[int, ...], dtype: type[np.generic], pinned: bool) -> Tensor:
+    """A CPU tensor, not filled: numpy's, whose large arrays come in huge pages and fill faster, unless pinned."""
+    tensor = torch.from_numpy(np.empty(shape, dtype))  # costs nothing before it is written
+    return torch.empty_like(tensor, pin_memory=True) if pinned else tensor

@@ -6,11 +6,14 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from planner import plan as plans
 from planner.plan import Plan
@@ -20,13 +23,16 @@ from strokenet.model.device import Precision, choose_device, choose_dtype
 from strokenet.model.network import UNet, build_network
 from strokenet.preprocess.store import Store, StoredCase
 from strokenet.train.feed import Augmentation
-from strokenet.train.state import Progress, State, load_state
+from strokenet.train.state import Progress, State, has_state, load_state, remove_leftovers
 from strokenet.workspace import FoldFolder, Workspace
 
 _log = logging.getLogger("strokenet")
 
 MOMENTUM = 0.99
 WEIGHT_DECAY = 3e-5
+SHOWN = 5  # names of parameters in a message
+
+InitHeads = Literal["keep", "new"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +40,8 @@ class TrainConfig:
     """How long and with what; the defaults are nnU-Net's.
 
     fold: "0" .. "4" or "all". epochs: length of the schedule. stop_epoch: stop there, the schedule stays (the paper
-    stops 3,000 epochs at 2,500). batch_size: None takes the plan's. init: a model folder whose weights to start from.
+    stops 3,000 epochs at 2,500). batch_size: None takes the plan's. init: a model folder whose weights to start from;
+    init_heads: keep its heads where the label sets agree, or start with new ones (nnU-Net's rule).
     validate_every: whole validation volumes every so many epochs, 0 never. max_time_minutes: None for no limit.
     """
 
@@ -46,7 +53,7 @@ class TrainConfig:
     batch_size: int | None = None
     lr: float = 1e-2
     init: Path | None = None
-    init_heads: Literal["keep", "new"] = "keep"
+    init_heads: InitHeads = "keep"
     augment: Augmentation = "device"
     validate_every: int = 0
     precision: Precision = "auto"
@@ -61,13 +68,31 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; allowed: 1 or more")
+        for name in ("validate_every", "seed", "max_time_minutes"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise InputError(f"{name} is {value}; allowed: 0 or more")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"lr is {self.lr}; a positive number is needed")
+        for name, kind in (("init_heads", InitHeads), ("augment", Augmentation), ("precision", Precision)):
+            if getattr(self, name) not in get_args(kind):
+                raise InputError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(get_args(kind))}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FoldCases:
+    """The preprocessed cases of one fold."""
+
+    train: tuple[StoredCase, ...]
+    val: tuple[StoredCase, ...]
 
 
 @dataclass(kw_only=True, eq=False)
 class Run:
-    """What changes while a fold trains."""
+    """What changes while a fold trains.
+
+    settings: what a resumed run must share with it, and where its weights come from. history: the rows of log.csv.
+    """
 
     plan: Plan
     config: TrainConfig
@@ -85,36 +110,52 @@ class Run:
     def batch_size(self) -> int:
         return self.config.batch_size or self.plan.batch_size
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The arithmetic of the forward pass: --precision."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-def fold_cases(workspace: Workspace, fold: str) -> tuple[list[StoredCase], list[StoredCase]]:
-    store = Store(workspace.preprocessed)
-    dataset = workspace.read_dataset()
+
+def fold_cases(workspace: Workspace, plan: Plan, fold: str) -> FoldCases:
+    """The cases of fold "0", "1" ..., or for "all" every case on both sides.
+
+    Raises:
+        InputError: no such fold, a side of it is empty, or a case is not preprocessed by this plan.
+    """
     if fold == "all":
-        names = tuple(case.case_id for case in dataset.cases)
-        opened = [store.open(name) for name in names]
-        return opened, opened
-    splits = workspace.read_splits()
-    if not fold.isdigit() or int(fold) >= len(splits):
-        allowed = ", ".join([*(str(i) for i in range(len(splits))), "all"])
-        raise InputError(f"fold {fold!r}: {workspace.splits_file} has {len(splits)} folds; allowed: {allowed}")
-    split = splits[int(fold)]
-    return [store.open(name) for name in split.train], [store.open(name) for name in split.val]
+        names = [case.case_id for case in workspace.read_dataset().cases]
+        sides = {"train": names, "val": names}
+    else:
+        splits = workspace.read_splits()
+        numbers = [str(number) for number in range(len(splits))]
+        if fold not in numbers:
+            raise InputError(f"fold {fold!r}: allowed by {workspace.splits_file}: {', '.join([*numbers, 'all'])}")
+        split = splits[int(fold)]
+        sides = {"train": list(split.train), "val": list(split.val)}
+    for side, names in sides.items():
+        if not names:
+            raise InputError(f"{workspace.splits_file}: fold {fold} has no case to {side}; name one there")
+    store = Store(workspace.preprocessed)
+    opened = {name: store.open(name, plan) for name in dict.fromkeys(sides["train"] + sides["val"])}
+    return FoldCases(train=tuple(opened[n] for n in sides["train"]), val=tuple(opened[n] for n in sides["val"]))
 
 
-def start_run(workspace: Workspace, plan: Plan, config: TrainConfig) -> Run:
-    """A run at its first step, or where the state on disk left it."""
+def start_run(workspace: Workspace, plan: Plan, config: TrainConfig, cases: FoldCases) -> Run:
+    """A run at its first step, or where the state on disk left it.
+
+    Raises:
+        InputError: a run is there and --resume was not asked for, its settings were others, its states are damaged,
+            or --init names no model that fits.
+    """
     folder = workspace.fold(config.fold)
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
-    settings = _settings(plan, config)
-    state = load_state(folder)
-    if state is not None and not config.resume:
-        raise InputError(f"{folder.root}: a run is there; `--resume` continues it, or remove the folder to start again")
+    state = _state_to_resume(folder, resume=config.resume)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = build_network(plan)
-    if state is None and config.init is not None:
-        settings["init"] = _initialise(network, plan, config)
+    settings = _settings(plan, config, cases)
+    if state is None:
+        settings |= _initialise(network, plan, config)
     network.to(device)
     run = Run(
         plan=plan,
@@ -132,52 +173,111 @@ def start_run(workspace: Workspace, plan: Plan, config: TrainConfig) -> Run:
     return run
 
 
-def _settings(plan: Plan, config: TrainConfig) -> dict[str, str]:
-    """What a resumed run must share with the one that was stopped, as text."""
-    content = json.dumps(plans.to_json(plan), sort_keys=True).encode()
-    names = ("iterations", "val_iterations", "batch_size", "lr", "augment", "seed")
-    return {"plan": hashlib.sha256(content).hexdigest(), **{name: str(getattr(config, name)) for name in names}}
+def _state_to_resume(folder: FoldFolder, *, resume: bool) -> State | None:
+    """The state to go on from, None for a new run. A trained fold is never overwritten unasked."""
+    begun = has_state(folder)
+    if begun and not resume:
+        raise InputError(f"{folder.root}: a run is there; --resume continues it, or remove the folder first")
+    if not begun and folder.weights is not None:
+        raise InputError(
+            f"{folder.root}: holds a trained model without the state to resume it; remove the folder to train anew, "
+            "or start from it with --init in another workspace"
+        )
+    if resume and not begun:
+        _log.info("%s: no checkpoint to resume from, starting at the first epoch", folder.root)
+    remove_leftovers(folder)
+    return load_state(folder)
+
+
+def _settings(plan: Plan, config: TrainConfig, cases: FoldCases) -> dict[str, str]:
+    """What a resumed run must share with the one that was stopped, as text.
+
+    The place and the length of the computation may change: device, precision, --stop-epoch, --max-time.
+    """
+    names = ("epochs", "iterations", "val_iterations", "batch_size", "lr", "augment", "seed")
+    sides = [[case.case_id for case in side] for side in (cases.train, cases.val)]
+    return {
+        "plan": _digest(plans.to_json(plan)),
+        "cases": f"{len(cases.train)} to train, {len(cases.val)} to validate ({_digest(sides)})",
+        **{name: str(getattr(config, name)) for name in names},
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _restore(run: Run, state: State) -> None:
-    changed = [name for name in run.settings if run.settings[name] != state.settings.get(name)]
+    where = run.folder.root
+    now = dict(run.settings)
+    if run.config.init is not None:  # not given again: nothing to compare, the weights come from the state
+        now |= {"init": _name(run.config.init), "init_heads": run.config.init_heads}
+    before = state.settings
+    changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if now[name] != before.get(name)]
     if changed:
-        pairs = "; ".join(f"{name} was {state.settings.get(name)}, is {run.settings[name]}" for name in changed)
-        raise InputError(f"{run.folder.root}: cannot resume with other settings: {pairs}")
-    run.network.load_state_dict(state.network)
-    run.optimizer.load_state_dict(state.optimizer)
-    run.scaler.load_state_dict(state.scaler)
+        raise InputError(f"{where}: cannot resume with other settings: {'; '.join(changed)}")
+    try:
+        run.network.load_state_dict(state.network)
+        run.optimizer.load_state_dict(state.optimizer)
+        if run.scaler.is_enabled() and state.scaler:  # empty where the run so far was not in float16
+            run.scaler.load_state_dict(state.scaler)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise InputError(f"{where}: the state does not fit the plan ({line}); remove the folder") from None
     run.progress, run.history, run.settings = state.progress, state.history, state.settings
-    _log.info("resuming at epoch %d, step %d", run.progress.epoch, run.progress.step)
+    _log.info("resuming at epoch %d, step %d", run.progress.epoch + 1, run.progress.step)
 
 
-def _initialise(network: UNet, plan: Plan, config: TrainConfig) -> str:
-    """Weights of another model with the same shapes; says what became of the heads.
+def _initialise(network: UNet, plan: Plan, config: TrainConfig) -> dict[str, str]:
+    """Weights of another model with the same shapes; goes out: where they come from, and what became of the heads.
 
     The heads are kept when the label sets agree; --init-heads new leaves them at random (nnU-Net's rule).
     """
-    assert config.init is not None
+    if config.init is None:
+        return {"init": "random", "init_heads": config.init_heads, "heads": "new"}
     source = Workspace(config.init)
     source_plan = source.read_plan()
     folds = source.trained_folds()
     if not folds:
-        raise InputError(f"--init {config.init}: no trained fold there")
-    file = source.fold(folds[0]).weights
+        raise InputError(f"--init {config.init}: no trained fold there; give the folder of a trained model")
+    fold = config.fold if config.fold in folds else folds[0]  # the same fold has not seen our validation cases
+    file = source.fold(fold).weights
     assert file is not None
-    weights = load_weights(file, source_plan)
     keep = config.init_heads == "keep" and dict(source_plan.labels) == dict(plan.labels)
+    given, own = load_weights(file, source_plan), network.state_dict()
     if not keep:
-        weights = {name: tensor for name, tensor in weights.items() if ".seg_layers." not in name}
-    own = network.state_dict()
-    body = [name for name in own if keep or ".seg_layers." not in name]
-    wrong = [name for name in body if name not in weights or weights[name].shape != own[name].shape]
-    wrong += [name for name in weights if name not in own]
+        given = dict(_body(given))
+    _require_same_shapes(given, own if keep else dict(_body(own)), f"--init {config.init}")
+    network.load_state_dict(given, strict=False)
+    heads = "kept" if keep else "new"
+    why = "" if keep or config.init_heads == "new" else f" (its labels are {', '.join(source_plan.labels)})"
+    _log.info("initialised from %s, fold %s; heads %s%s", config.init, fold, heads, why)
+    return {"init": _name(config.init), "init_heads": config.init_heads, "init_fold": fold, "heads": heads}
+
+
+def _body(weights: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+    """All but the heads."""
+    return ((name, tensor) for name, tensor in weights.items() if ".seg_layers." not in name)
+
+
+def _require_same_shapes(given: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:
+    """Every parameter on either side must be on the other, with the same shape."""
+    wrong = [
+        f"{name} {_shape(given, name)} there, {_shape(own, name)} here"
+        for name in dict.fromkeys([*own, *given])
+        if _shape(given, name) != _shape(own, name)
+    ]
     if wrong:
+        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise InputError(
-            f"--init {config.init}: {len(wrong)} parameters differ from the plan's network, first {wrong[0]}; "
+            f"{where}: {len(wrong)} parameters differ from the plan's network: {', '.join(wrong[:SHOWN])}{more}; "
             "the two plans must give networks of one shape and the same number of channels"
         )
-    network.load_state_dict(weights, strict=False)
-    heads = "heads kept" if keep else "heads new"
-    _log.info("initialised from %s (fold %s), %s", config.init, folds[0], heads)
-    return f"{config.init.name}, fold {folds[0]}, {heads}"
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> str:
+    return str(tuple(weights[name].shape)) if name in weights else "missing"
+
+
+def _name(folder: Path) -> str:
+    return folder.resolve().name

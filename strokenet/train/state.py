@@ -2,7 +2,7 @@
 
 One file, written to a temporary name, flushed and renamed; the one before it is kept. It ends with the SHA-256 of its
 content, so that a damaged file is noticed and the previous one taken. No random state is stored, because none lives
-longer than a sample (see patches.sample_rng). Read with torch's weights_only loader: nothing in it can run code.
+longer than a sample (patches.sample_rng). Read with torch's weights_only loader: nothing in it can run code.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import io
 import logging
 import os
 import pickle
+import re
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,20 +22,23 @@ import torch
 from torch import Tensor
 
 from strokenet.data.errors import InputError
-from strokenet.data.files import write_bytes
+from strokenet.data.files import replacing
 from strokenet.workspace import FoldFolder
 
 _log = logging.getLogger("strokenet")
 
 VERSION = 1
 _DIGEST_BYTES = 32
+_TEMPORARY = re.compile(r"\.[0-9a-f]{12}\..+")  # the names of files.replacing
+_NO_STATE = (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError)
 
 
 @dataclass(kw_only=True)
 class Progress:
     """Where a run stands: `step` steps of epoch `epoch` are done, with these sums over them.
 
-    bad_in_row: steps skipped one after the other because the loss was not finite.
+    bad_in_row: steps skipped one after the other because the loss was not finite. seconds: of the steps, waiting
+    for data included; waited: that part of them.
     """
 
     epoch: int = 0
@@ -63,10 +68,16 @@ def save_state(folder: FoldFolder, state: State) -> None:
     buffer = io.BytesIO()
     fields = {name: getattr(state, name) for name in ("network", "optimizer", "scaler", "history", "settings")}
     torch.save({"version": VERSION, "progress": asdict(state.progress), **fields}, buffer)
-    content = buffer.getvalue()
-    if folder.state.is_file():
-        _keep(folder.state, folder.previous_state)
-    write_bytes(folder.state, content + hashlib.sha256(content).digest())
+    buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
+    with replacing(folder.state) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+        if folder.state.is_file():  # only now: a disk that is full has taken neither of the two
+            _keep(folder.state, folder.previous_state)
+
+
+def has_state(folder: FoldFolder) -> bool:
+    """True where a run left something to resume from, whole or not."""
+    return folder.state.is_file() or folder.previous_state.is_file()
 
 
 def load_state(folder: FoldFolder) -> State | None:
@@ -92,26 +103,36 @@ def load_state(folder: FoldFolder) -> State | None:
     return None
 
 
+def remove_leftovers(folder: FoldFolder) -> None:
+    """Temporary files of a run that was killed while it wrote; a state is large."""
+    for path in folder.root.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
 def _keep(path: Path, previous: Path) -> None:
     """`previous` becomes a second name of `path`'s content; `path` itself is never missing."""
-    temporary = previous.with_name(f".{previous.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:  # a file system without hard links
-        temporary.write_bytes(path.read_bytes())
-    os.replace(temporary, previous)
+    with replacing(previous, durable=False) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
 
 
 def _read(path: Path) -> State:
-    content = path.read_bytes()
-    body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    body, digest = memoryview(content)[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
         raise InputError(f"{path}: damaged or cut short")
     try:
         data = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-        if data.pop("version") != VERSION:
-            raise InputError(f"{path}: written by another version of strokenet")
-        return State(progress=Progress(**data.pop("progress")), **data)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, AttributeError) as error:
+        version, progress = data.pop("version"), data.pop("progress")
+        state = State(progress=Progress(**progress), **data)
+    except _NO_STATE as error:
         raise InputError(f"{path}: no state of strokenet ({type(error).__name__})") from None
+    if version != VERSION:
+        raise InputError(f"{path}: written by another version of strokenet")
+    return state
