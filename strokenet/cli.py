@@ -53,7 +53,7 @@ def cli() -> None:
 
 @cli.command()
 @click.option("-o", "--out", type=FOLDER, default=Path("demo"), show_default=True, help="Folder to make.")
-@click.option("--minutes", type=click.FloatRange(min=0.05), default=2.0, show_default=True, help="Time to train.")
+@click.option("--minutes", type=click.FloatRange(min=0.05), default=2.5, show_default=True, help="Time to train.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @_main_options
 def demo(out: Path, minutes: float, seed: int, verbose: int, as_json: bool) -> None:

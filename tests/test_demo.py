@@ -77,5 +77,5 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_the_network_is_made_narrower_and_nothing_else_changes() -> None:
     plan = tiny_plan()
     small = narrower(plan)
-    assert small.network.features == (1, 2, 2)
+    assert small.network.features == (2, 4, 4)
     assert (small.patch, small.spacing, small.network.strides) == (plan.patch, plan.spacing, plan.network.strides)

@@ -70,6 +70,12 @@ class Anatomy:
         right = self.affine[0, 2] * np.arange(self.shape[2]) + self.affine[0, 3]
         return np.asarray(right, dtype=np.float32)[None, None]
 
+    @property
+    def up_mm(self) -> Floats:
+        """Height above the brain's centre, negative below it: (D, 1, 1), to be broadcast."""
+        up = self.affine[2, 0] * np.arange(self.shape[0]) + self.affine[2, 3]
+        return up.astype(np.float32)[:, None, None]
+
 
 class Place(NamedTuple):
     """Bent coordinates of every voxel, mm: to the right, to the front, to the head."""

@@ -42,7 +42,7 @@ T1 = Contrast(
         Tissue.DEEP_GREY: 0.80,
         Tissue.WHITE: 1.00,
         Tissue.WMH: 0.86,
-        Tissue.RIM: 0.62,
+        Tissue.RIM: 0.56,
         Tissue.CAVITY: 0.32,
     },
     between_cases=0.03,

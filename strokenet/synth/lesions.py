@@ -23,10 +23,12 @@ from strokenet.synth.field import smooth_field
 Mask = NDArray[np.bool_]
 Triple = tuple[int, int, int]
 
-MAIN_ML, SECOND_ML, SATELLITE_ML = (3.0, 40.0), (0.8, 5.0), (0.3, 0.8)
+MAIN_ML, SECOND_ML, SATELLITE_ML = (5.0, 40.0), (0.8, 5.0), (0.3, 0.8)
 SECOND_SHARE, SATELLITE_SHARE = 0.2, 0.25  # of the cases
 PLACES_TRIED, ROOM = 8, 0.75  # a place with less room than this share of the volume is given up
-RIM_MM = (2.8, 4.4)
+RIM_MM = (3.2, 5.0)
+FLUID = (0.35, 0.85)  # of the middle of a cavity: few are empty
+TENTORIUM_MM = -12.0  # strokes are drawn in the hemispheres, above this height
 PERIVENTRICULAR_ML, DEEP_ML = (5.0, 18.0), (1.5, 6.0)
 EDGE_VOXELS = 0.6  # lesions have no sharp edge: Gaussian on the fine grid
 
@@ -87,7 +89,8 @@ def paint(anatomy: Anatomy, strokes: Strokes, hyperintensities: NDArray[np.float
 def _side(anatomy: Anatomy, side: int) -> Mask:
     """Where the centre of a stroke may lie: one hemisphere, not near the midline and not at the very surface."""
     depth = anatomy.depth_mm
-    return (side * anatomy.right_mm > 14) & (depth > 9) & (depth < 32) & (anatomy.ventricle_mm > 4)
+    inside = (side * anatomy.right_mm > 14) & (depth > 9) & (depth < 32) & (anatomy.ventricle_mm > 4)
+    return np.asarray(inside & (anatomy.up_mm > TENTORIUM_MM))
 
 
 def _near(mask: Mask) -> Mask:
@@ -129,7 +132,7 @@ def _blob(rng: np.random.Generator, anatomy: Anatomy, taken: Floats, centre: Tri
     d, h, w = (slice(max(0, c - reach), min(n, c + reach + 1)) for c, n in zip(centre, anatomy.shape, strict=True))
     right_mm, start_mm = anatomy.right_mm[..., w], anatomy.right_mm[0, 0, centre[2]]
     allowed = (right_mm * np.sign(start_mm) > 3) & (anatomy.depth_mm[d, h, w] > 1.5) & (taken[d, h, w] < 0.01)
-    allowed &= anatomy.ventricle_mm[d, h, w] > 1.5
+    allowed &= (anatomy.ventricle_mm[d, h, w] > 1.5) & (anatomy.up_mm[d] > TENTORIUM_MM - 8)
     distance = _ellipsoid(rng, [range(s.start - c, s.stop - c) for s, c in zip((d, h, w), centre, strict=True)])
     noise = smooth_field(rng, distance.shape, max(1.5, 0.4 * radius))
     piece = _most(0.3 * noise - distance / radius, allowed, volume_ml, anatomy.spacing_mm)
@@ -149,11 +152,11 @@ def _ellipsoid(rng: np.random.Generator, offsets: Sequence[Sequence[int]]) -> ND
 
 
 def _cavity(rng: np.random.Generator, mask: Mask, spacing_mm: float) -> NDArray[np.float32]:
-    """Share of fluid: 0 in a rim of uneven width, rising to 0.55 to 1 in the middle; a small stroke may have none."""
+    """Share of fluid: 0 in a rim of uneven width, rising towards the middle; a small stroke may have none."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     depth = ndimage.distance_transform_edt(np.pad(mask[box], 1))[1:-1, 1:-1, 1:-1] * spacing_mm
     rim = rng.uniform(*RIM_MM) + 0.8 * smooth_field(rng, depth.shape, 6 / spacing_mm)
-    fluid = np.clip((depth - rim) / 3 + 0.15, 0, 1) * rng.uniform(0.55, 1)
+    fluid = np.clip((depth - rim) / 3 + 0.15, 0, 1) * rng.uniform(*FLUID)
     cavity = np.zeros(mask.shape, np.float32)
     cavity[box] = fluid * mask[box]
     return cavity
