@@ -19,9 +19,11 @@ from planner import plan as plans
 from planner.fingerprint import Fingerprint
 from planner.plan import Plan, PlanError
 from strokenet.data import dataset as datasets
-from strokenet.data.dataset import Dataset, Split
+from strokenet.data import splits as split_files
+from strokenet.data.dataset import Dataset
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json, write_json
+from strokenet.data.splits import Split
 
 _FOLD = re.compile(r"fold_(\d{1,3}|all)")
 
@@ -137,7 +139,7 @@ class Workspace:
 
     def read_splits(self) -> tuple[Split, ...]:
         """The folds; empty for a dataset of one subject."""
-        return datasets.splits_from_json(read_json(self.splits_file))
+        return split_files.splits_from_json(read_json(self.splits_file))
 
     def write_splits(self, splits: Sequence[Split]) -> None:
-        write_json(self.splits_file, datasets.splits_to_json(tuple(splits)))
+        write_json(self.splits_file, split_files.splits_to_json(tuple(splits)))

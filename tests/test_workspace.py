@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from planner.fingerprint import Fingerprint
-from strokenet.data.dataset import CaseFiles, Dataset, Split
+from strokenet.data.dataset import CaseFiles, Dataset
 from strokenet.data.errors import InputError
+from strokenet.data.splits import Split
 from strokenet.workspace import Workspace
 from tests.plans import STATS, tiny_plan
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from planner.fingerprint import Fingerprint, make_fingerprint
 from planner.plan import Orientation, Plan
 from planner.rules import Planner, make_plan
-from strokenet.data.dataset import Split, make_splits, read_dataset
+from strokenet.data.dataset import read_dataset
+from strokenet.data.splits import Split, make_splits
 from strokenet.data.track import Track, silent
 from strokenet.preprocess.cohort import preprocess_dataset, survey_dataset
 from strokenet.preprocess.store import Store

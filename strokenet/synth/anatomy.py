@@ -74,7 +74,7 @@ class Anatomy:
     def up_mm(self) -> Floats:
         """Height above the brain's centre, negative below it: (D, 1, 1), to be broadcast."""
         up = self.affine[2, 0] * np.arange(self.shape[0]) + self.affine[2, 3]
-        return up.astype(np.float32)[:, None, None]
+        return np.asarray(up, dtype=np.float32)[:, None, None]
 
 
 class Place(NamedTuple):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from strokenet.model.network import UNet, build_network
-from tests.plans import tiny_network, tiny_plan
+from tests.plans import paper_plan, tiny_network, tiny_plan
 
 
 def anisotropic(kind: str) -> UNet:
@@ -85,14 +85,6 @@ def test_half_precision_runs_and_stays_close(dtype: torch.dtype) -> None:
 
 
 def test_default_network_has_the_published_size() -> None:
-    plan = tiny_network(
-        features=(32, 64, 128, 256, 320, 320),
-        strides=((1, 1, 1), *((2, 2, 2),) * 5),
-        kernels=((3, 3, 3),) * 6,
-        encoder_blocks=(2,) * 6,
-        decoder_convs=(2,) * 5,
-        decoder_kernels=((3, 3, 3),) * 5,
-    )
     with torch.device("meta"):
-        network = UNet(plan, channels=1, heads=2)
+        network = build_network(paper_plan("T1"))
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 31.20

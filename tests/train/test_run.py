@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from strokenet.data.dataset import Split
 from strokenet.data.errors import InputError
+from strokenet.data.splits import Split
 from strokenet.preprocess.store import Store, plan_key
 from strokenet.train.run import TrainConfig, fold_cases, start_run
 from strokenet.train.state import load_state

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from planner.plan import Plan
-from strokenet.data.dataset import CaseFiles, Dataset, Split
+from strokenet.data.dataset import CaseFiles, Dataset
 from strokenet.data.geometry import AS_STORED, Geometry
+from strokenet.data.splits import Split
 from strokenet.preprocess.crop import Box
 from strokenet.preprocess.preprocess import Origin, Prepared
 from strokenet.preprocess.store import Store, plan_key
