@@ -49,7 +49,10 @@ def nearest_index(n_old: int, n_new: int) -> NDArray[np.int64]:
 
 
 def resample_reference(image: Tensor, shape: Triple, order: Order, slice_axis: int | None = None) -> Tensor:
-    """What `resample` computes, by scipy's 3D zoom, channel after channel (slice after slice) and clipped."""
+    """What `resample` computes, by scipy's 3D zoom, channel after channel (slice after slice) and clipped.
+
+    (C, D, H, W) -> (C, D', H', W'), type and device of the image; computed in float64 on the CPU.
+    """
     if slice_axis is not None:
         in_plane = [edge for axis, edge in enumerate(shape) if axis != slice_axis]
         slices = image.movedim(1 + slice_axis, 0)
@@ -65,7 +68,10 @@ def _reference(image: Tensor, shape: tuple[int, ...], order: Order) -> Tensor:
 
 
 def resample_operator(image: Tensor, shape: Triple, order: Order, slice_axis: int | None = None) -> Tensor:
-    """What `resample` computes, one matrix product an axis on the tensor's device."""
+    """What `resample` computes, one matrix product an axis on the tensor's device.
+
+    (C, D, H, W) -> (C, D', H', W'), type and device of the image; computed in float64 (float32 on mps).
+    """
     exact = torch.float32 if image.device.type == "mps" else torch.float64  # mps has no float64
     out = image.to(exact)
     for axis in sorted(range(3), key=lambda a: shape[a] / image.shape[1 + a]):  # the shrinking axes first: less work
@@ -140,7 +146,10 @@ def resize_labels(label: NDArray[np.int16], shape: Triple, *, order: Literal[0, 
 
 
 def resize_labels_reference(label: NDArray[np.int16], shape: Triple) -> NDArray[np.int16]:
-    """`resize_labels` at order 1, written as its definition: every indicator by scipy's 3D zoom."""
+    """`resize_labels` at order 1, written as its definition: every indicator by scipy's 3D zoom.
+
+    (D, H, W) -> (D', H', W'), type of the label.
+    """
     values = np.unique(label)
     scores = np.stack([_zoom((label == value).astype(np.float64), shape, 1) for value in values])
     nearest = _zoom(label.astype(np.float64), shape, 0).astype(label.dtype)

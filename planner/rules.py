@@ -38,6 +38,7 @@ SMALL_CROP = 0.75  # below this share left after cropping, z-scores use the brai
 LOWRES_COVERAGE = 0.25  # a patch that sees less of the image asks for a low-resolution stage
 LOWRES_STEP = 1.03
 _MAX_STAGES = 12
+_RAS_AXES = ("foot-head", "back-front", "left-right")  # D, H, W of a case turned to RAS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +153,18 @@ def explain(plan: Plan, fingerprint: Fingerprint) -> tuple[Decision, ...]:
             str(plan.batch_size),
             "what fits the memory, at most 5 % (resenc: 100 %) of the data, at least 2",
         ),
-        ("network", f"{network.kind}, {network.stages} stages", "halved while an axis has 8 voxels left"),
+        (
+            "network",
+            f"{network.kind}, {network.stages} stages",
+            "each stage halves the patch, while a half has 4 voxels",
+        ),
         ("features", _numbers(network.features), "doubled a stage up to 320"),
         ("strides", "; ".join(_numbers(s) for s in network.strides), "coarse axes wait until the fine ones catch up"),
         ("kernels", "; ".join(_numbers(k) for k in network.kernels), "1 along an axis twice as coarse as the finest"),
         ("normalisation", ", ".join(plan.normalisation), "z-score but for channels named CT, noNorm, ..."),
         (
-            "mask for it",
-            ", ".join("yes" if m else "no" for m in plan.use_mask_for_norm),
+            "z-score inside the head only",
+            _masked_channels(plan),
             f"cropping leaves {fingerprint.median_relative_size:.0%} of the volume; yes below {SMALL_CROP:.0%}",
         ),
         (
@@ -167,7 +172,7 @@ def explain(plan: Plan, fingerprint: Fingerprint) -> tuple[Decision, ...]:
             "yes" if plan.batch_dice else "no",
             f"yes where a patch sees under {LOWRES_COVERAGE:.0%}, even of images with half the voxels",
         ),
-        ("mirror axes", _numbers(plan.mirror_axes), "left-right in RAS (the paper), all as stored (nnU-Net)"),
+        ("mirror axes", _mirrored(plan), "left-right where turned to RAS (the paper), else all (nnU-Net)"),
         ("mask", _mask_rule(plan.postprocess), "Meddahi 2024, IV.D, for one lesion label; else the most probable"),
     ]
     return tuple(Decision(what=what, value=value, why=why) for what, value, why in rows)
@@ -284,6 +289,21 @@ def _spacing_reason(plan: Plan, fingerprint: Fingerprint) -> str:
     median = np.median(fingerprint.spacings, axis=0)[list(plan.transpose)]
     thick = f" ({COARSE_PERCENTILE}th percentile along the thick slices)" if plan.spacing[0] < median[0] else ""
     return f"median of {len(fingerprint.spacings)} cases{thick}, axes {axes}"
+
+
+def _masked_channels(plan: Plan) -> str:
+    """yes or no; the channels by name where they differ."""
+    flags = plan.use_mask_for_norm
+    if len(set(flags)) == 1:
+        return "yes" if flags[0] else "no"
+    return ", ".join(f"{name} {'yes' if flag else 'no'}" for name, flag in zip(plan.channels, flags, strict=True))
+
+
+def _mirrored(plan: Plan) -> str:
+    """The mirror axes in words; axes of an unturned case have no name, only their place."""
+    names = _RAS_AXES if plan.orientation == "RAS" else tuple(f"axis {axis}" for axis in range(3))
+    places = plan.transpose if plan.orientation == "RAS" else (0, 1, 2)
+    return ", ".join(names[places[axis]] for axis in plan.mirror_axes) or "none"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -51,10 +51,10 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(short_help="The whole method on drawn heads, with no download.")
 @click.option("-o", "--out", type=FOLDER, default=Path("demo"), show_default=True, help="Folder to make.")
 @click.option("--minutes", type=click.FloatRange(min=0.05), default=2.5, show_default=True, help="Time to train.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random draw.")
 @_main_options
 def demo(out: Path, minutes: float, seed: int, verbose: int, as_json: bool) -> None:
     """The whole method on an embedded cohort: no download, a score table and pictures at the end."""
@@ -66,14 +66,24 @@ def demo(out: Path, minutes: float, seed: int, verbose: int, as_json: bool) -> N
     show_demo(outcome, as_json=as_json)
 
 
-@cli.command()
+@cli.command(short_help="Look at a raw dataset and decide how to train.")
 @click.argument("dataset", type=EXISTING)
 @click.option("-o", "--out", type=FOLDER, required=True, help="Workspace to make.")
 @click.option(
-    "--planner", type=click.Choice(["plain", "resenc-m", "resenc-l", "resenc-xl"]), default="plain", show_default=True
+    "--planner",
+    type=click.Choice(["plain", "resenc-m", "resenc-l", "resenc-xl"]),
+    default="plain",
+    show_default=True,
+    help="Network: plain U-Net, or one with a residual encoder of size M, L, XL.",
 )
 @click.option("--gpu-memory", type=click.FloatRange(min=0, min_open=True), help="Budget, GB [default: the planner's].")
-@click.option("--orientation", type=click.Choice(["RAS", "as-stored"]), default="RAS", show_default=True)
+@click.option(
+    "--orientation",
+    type=click.Choice(["RAS", "as-stored"]),
+    default="RAS",
+    show_default=True,
+    help="Turn every scan to RAS, or leave its axes as the file has them.",
+)
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes [default: by cores and free memory].")
 @_main_options
 def plan(
@@ -107,7 +117,7 @@ def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> Non
 
     with tracking(_start(verbose)) as track:
         done = preprocess_workspace(work, jobs, track)
-    show_preprocessed(done, as_json=as_json)
+    show_preprocessed(done, work, as_json=as_json)
 
 
 @cli.command()
@@ -115,21 +125,51 @@ def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> Non
 @click.option("--fold", default="0", show_default=True, help='Number of the fold, or "all" to train on every case.')
 @click.option("--epochs", type=click.IntRange(min=1), default=1000, show_default=True, help="Length of the schedule.")
 @click.option("--stop-epoch", type=click.IntRange(min=1), help="Stop there; the schedule stays.")
-@click.option("--iters-per-epoch", "iterations", type=click.IntRange(min=1), default=250, show_default=True)
-@click.option("--val-iters", "val_iterations", type=click.IntRange(min=1), default=50, show_default=True)
-@click.option("--batch-size", type=click.IntRange(min=1), help="[default: the plan's]")
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=1e-2, show_default=True)
-@click.option("--init", type=EXISTING, help="Model folder whose weights to start from.")
-@click.option("--init-heads", type=click.Choice(["keep", "new"]), default="keep", show_default=True)
 @click.option(
-    "--augment", type=click.Choice(["device", "batchgenerators", "none"]), default="device", show_default=True
+    "--iters-per-epoch",
+    "iterations",
+    type=click.IntRange(min=1),
+    default=250,
+    show_default=True,
+    help="Steps an epoch.",
+)
+@click.option(
+    "--val-iters",
+    "val_iterations",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Validation batches an epoch.",
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Patches a step [default: the plan's].")
+@click.option(
+    "--lr",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1e-2,
+    show_default=True,
+    help="Learning rate of the first epoch.",
+)
+@click.option("--init", type=EXISTING, help="Model folder whose weights to start from.")
+@click.option(
+    "--init-heads",
+    type=click.Choice(["keep", "new"]),
+    default="keep",
+    show_default=True,
+    help="With --init: keep its last layers where the labels agree, or draw new ones.",
+)
+@click.option(
+    "--augment",
+    type=click.Choice(["device", "batchgenerators", "none"]),
+    default="device",
+    show_default=True,
+    help="Who changes the patches: our code on the device, the package on the CPU, nobody.",
 )
 @click.option("--validate-every", type=click.IntRange(min=0), default=0, help="Whole volumes every N epochs, 0 never.")
-@click.option("--precision", type=_PRECISION, default="auto", show_default=True)
+@click.option("--precision", type=_PRECISION, default="auto", show_default=True, help="Numbers of the network.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
+@click.option("--resume", is_flag=True, help="Go on where the run stopped.")
 @click.option("--max-time", "max_time_minutes", type=click.FloatRange(min=0), help="Minutes after which to stop.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random draw.")
 @click.option("--deterministic", is_flag=True, help="Refuse operations that are not reproducible.")
 @_main_options
 def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
@@ -145,7 +185,7 @@ def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
     sys.exit(128 + result.signal if result.signal else 0)
 
 
-@cli.command()
+@cli.command(short_help="Segment a folder of scans, or one case.")
 @click.argument("model", type=EXISTING)
 @click.argument("input_dir", type=EXISTING, required=False)
 @click.option("-o", "--out", type=FOLDER, required=True, help="Folder for the masks.")
@@ -153,8 +193,14 @@ def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
 @click.option("--flair", type=EXISTING, help="One case: its FLAIR.")
 @click.option("--channel", "channels", multiple=True, metavar="NAME=FILE", help="One case: any other channel.")
 @click.option("--case", "case_id", help="Name of the one case [default: its first file's name].")
-@click.option("--tta", type=click.Choice(["none", "plan", "full"]), default="plan", show_default=True)
-@click.option("--precision", type=_PRECISION, default="auto", show_default=True)
+@click.option(
+    "--tta",
+    type=click.Choice(["none", "plan", "full"]),
+    default="plan",
+    show_default=True,
+    help="Mirrored copies to average: none, along the plan's axes, or along all.",
+)
+@click.option("--precision", type=_PRECISION, default="auto", show_default=True, help="Numbers of the network.")
 @click.option("--folds", help="Folds to average, e.g. 0,1,2 [default: all that are trained].")
 @click.option("--threshold", type=click.FloatRange(0, 1, max_open=True), help="Lesion above it [default: the plan's].")
 @click.option("--min-volume", "min_volume_mm3", type=click.FloatRange(min=0), help="mm3 [default: the plan's].")
@@ -195,8 +241,8 @@ def infer(
 
 
 @cli.command()
-@click.argument("prediction", type=EXISTING)
-@click.argument("reference", type=EXISTING)
+@click.argument("prediction", metavar="PRED", type=EXISTING)
+@click.argument("reference", metavar="REF", type=EXISTING)
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="scores.json; a .csv joins it.")
 @click.option("--against", type=EXISTING, help="A second prediction to compare with, case by case.")
 @_main_options
@@ -213,7 +259,7 @@ def evaluate(
     sys.exit(_exit_code(len(evaluation.cases), len(evaluation.cases) + len(evaluation.failures)))
 
 
-@cli.command()
+@cli.command(short_help="Versions, devices, kernels and self-checks.")
 @_main_options
 def doctor(verbose: int, as_json: bool) -> None:
     """Versions, devices, which kernels run and why, and quick self-checks."""
@@ -244,12 +290,24 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)  # an exception, so that half-written files are removed on the way out
 
 
+def _fail(text: str, code: int) -> NoReturn:
+    from strokenet.console import show_error
+
+    show_error(text)
+    sys.exit(code)
+
+
 def main() -> None:
     """Runs the command; every expected error becomes one line and the right exit code."""
+    from kernels.dispatch import wanted
     from planner.plan import PlanError
     from strokenet.data.errors import InputError
 
     signal.signal(signal.SIGTERM, _terminate)
+    try:
+        wanted()
+    except ValueError as error:  # before any case is read: a worker would meet it in the middle
+        _fail(str(error), 2)
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -258,7 +316,4 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except (InputError, PlanError, OSError) as error:
-        from strokenet.console import show_error
-
-        show_error(str(error))
-        sys.exit(4)
+        _fail(str(error), 4)

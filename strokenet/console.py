@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
@@ -157,12 +158,16 @@ def show_plan(planned: Planned, *, as_json: bool) -> None:
     show(f"written to {planned.workspace.root}; next: strokenet preprocess {planned.workspace.root}")
 
 
-def show_preprocessed(done: Preprocessed, *, as_json: bool) -> None:
-    """How many cases were made and how many were there."""
+def show_preprocessed(done: Preprocessed, work: Path, *, as_json: bool) -> None:
+    """How many cases were made and how many were there, and the command that trains on them."""
+    from strokenet.data.splits import subject_of
+
     if as_json:
         show_json({"made": list(done.made), "kept": list(done.kept)})
         return
     show(f"{len(done.made)} cases preprocessed, {len(done.kept)} were there already")
+    subjects = {subject_of(case) for case in (*done.made, *done.kept)}
+    show(f"next: strokenet train {work}{'' if len(subjects) > 1 else ' --fold all'}")
 
 
 def show_training(result: TrainResult, *, as_json: bool) -> None:
@@ -175,6 +180,8 @@ def show_training(result: TrainResult, *, as_json: bool) -> None:
     show(f"{result.folder.root}: {state} after {len(result.history)} epochs")
     if last:
         show(f"loss {last['train_loss']:.3f}, validation {last['val_loss']:.3f}, pseudo-Dice {last['ema_dice']:.3f}")
+    if result.finished:
+        show(f"next: strokenet infer {result.folder.root.parent} SCANS -o OUT")
 
 
 def show_inference(results: Sequence[CaseResult], *, as_json: bool) -> None:

@@ -8,9 +8,10 @@ owner waits. What the score proves is that the method learns; the heads are draw
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from planner.plan import Plan
+from strokenet import __version__
 from strokenet.data.case import Case, read_case
 from strokenet.data.dataset import CaseFiles
 from strokenet.data.errors import InputError
+from strokenet.data.files import write_json
 from strokenet.data.geometry import turn_to_ras
 from strokenet.data.nifti import write_mask
 from strokenet.data.track import Track, silent
@@ -41,6 +44,8 @@ from strokenet.workspace import Workspace
 _log = logging.getLogger("strokenet")
 
 GPU_MEMORY_GB = 0.3  # of the plan: patches of about half a head an edge
+FOLDERS = ("dataset", "workspace", "predictions", "threshold", "overlays")
+MARK = "demo.json"  # written first: only a folder that has it is ever emptied
 NARROWER = 2  # features of the network: nnU-Net's 32 .. 320 divided by it; a quarter learns far more slowly
 ITERATIONS, VAL_ITERATIONS = 20, 2
 
@@ -82,7 +87,7 @@ def run_demo(root: Path, config: DemoConfig, track: Track = silent) -> DemoOutco
         InputError: the folder holds something else than an earlier demo.
     """
     began = time.monotonic()
-    _refuse_others(root)
+    _start_folder(root, config)
     drawn = CohortConfig(train=config.train, held_out=config.held_out, seed=config.seed)
     cohort = draw_cohort(root / "dataset", drawn, track)
     workspace = _workspace(root / "workspace", cohort, track)
@@ -107,10 +112,14 @@ def run_demo(root: Path, config: DemoConfig, track: Track = silent) -> DemoOutco
     )
 
 
-def _refuse_others(root: Path) -> None:
-    """Only an empty folder or an earlier demo of ours is written over."""
-    if root.is_dir() and any(root.iterdir()) and not (root / "dataset" / "dataset.json").is_file():
-        raise InputError(f"{root}: is not empty and holds no earlier demo; choose another -o")
+def _start_folder(root: Path, config: DemoConfig) -> None:
+    """An empty folder with a mark, or an earlier demo's, which the mark shows: what that left is taken away."""
+    if root.is_dir() and any(root.iterdir()):
+        if not (root / MARK).is_file():
+            raise InputError(f"{root}: is not empty and holds no earlier demo; choose another -o")
+        for name in FOLDERS:
+            shutil.rmtree(root / name, ignore_errors=True)
+    write_json(root / MARK, {"made by": f"strokenet demo {__version__}", **asdict(config)})
 
 
 def _workspace(root: Path, cohort: Cohort, track: Track) -> Workspace:

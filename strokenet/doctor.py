@@ -25,7 +25,10 @@ from strokenet.model.device import choose_device, choose_dtype
 from strokenet.model.network import UNet
 from strokenet.preprocess.memory import available_bytes
 
-PACKAGES = ("torch", "numpy", "nibabel", "scipy", "connected-components-3d", "batchgenerators", "safetensors", "isal")
+PACKAGES = (  # all that the package asks for, and triton, which comes with torch on a GPU
+    *("torch", "triton", "numpy", "scipy", "nibabel", "isal", "connected-components-3d", "batchgenerators"),
+    *("safetensors", "matplotlib", "click", "rich"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

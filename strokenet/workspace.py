@@ -9,6 +9,7 @@ A model is any folder with plan.json and fold_K/best.safetensors or last.safeten
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,9 +107,17 @@ class Workspace:
         names = [match.group(1) for match in matches if match and self.fold(match.group(1)).weights]
         return tuple(sorted(names, key=lambda name: (name == "all", name.zfill(3))))
 
+    @property
+    def is_started(self) -> bool:
+        """Whether a training has left something here: weights, or a state to resume from."""
+        return self.root.is_dir() and (bool(self.trained_folds()) or any(self.root.glob("fold_*/state*.pt")))
+
     def read_plan(self) -> Plan:
-        """Raises InputError where plan.json is missing or wrong."""
+        """Raises InputError where plan.json is missing or wrong, and where the folder is a fold of a model."""
         if not self.plan_file.is_file():
+            above = Workspace(Path(os.path.normpath(self.root / "..")))
+            if _FOLD.fullmatch(self.root.resolve().name) and above.plan_file.is_file():
+                raise InputError(f"{self.root}: is a fold of a model; give {above.root}")
             raise InputError(f"{self.root}: no plan.json; run `strokenet plan DATASET -o {self.root}` first")
         try:
             return plans.from_json(read_json(self.plan_file))

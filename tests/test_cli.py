@@ -13,12 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import nibabel
 import numpy as np
 import pytest
 
 from strokenet import __version__
 from strokenet.cli import cli, main
+from strokenet.preprocess.planning import Preprocessed
+from strokenet.train.train import TrainResult
+from strokenet.workspace import Workspace
 from tests.infer.models import write_case, write_model
 
 Run = Callable[..., tuple[int, str, str]]
@@ -103,6 +107,25 @@ def test_every_command_explains_itself_and_has_the_common_options(run: Run, comm
         assert option in out
 
 
+@pytest.mark.parametrize("command", [None, *sorted(cli.commands)])
+def test_every_option_is_explained_and_no_summary_is_cut_at_80_columns(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str | None
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(*([command] if command else []), "--help")
+    if command is None:
+        listed = out.partition("Commands:")[2]
+        assert "..." not in listed
+        assert len(listed.split("\n")) == 2 + len(cli.commands)
+    else:
+        options = [p for p in cli.commands[command].params if isinstance(p, click.Option)]
+        assert [option.name for option in options if not (option.help or "").strip()] == []
+
+
+def test_evaluate_names_its_arguments_as_its_help_does(run: Run) -> None:
+    assert "[OPTIONS] PRED REF\n" in run("evaluate", "--help")[1]
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -169,6 +192,28 @@ def test_all_good_exits_0(run: Run, model: Path, scans: Path, tmp_path: Path) ->
     assert statuses(tmp_path / "out") == {"a": "ok", "b": "ok"}
 
 
+@pytest.mark.parametrize(("kept", "command"), [(("sub-2",), "train ."), (("sub-1_ses-2",), "train . --fold all")])
+def test_preprocess_names_the_next_command(
+    run: Run, monkeypatch: pytest.MonkeyPatch, kept: tuple[str, ...], command: str
+) -> None:
+    done = Preprocessed(made=("sub-1_ses-1",), kept=kept)
+    monkeypatch.setattr("strokenet.preprocess.planning.preprocess_workspace", lambda *_: done)
+    said = "1 cases preprocessed, 1 were there already"
+    assert run("preprocess", ".")[:2] == (0, f"{said}\nnext: strokenet {command}\n")
+    assert json.loads(run("preprocess", ".", "--json")[1]) == {"made": ["sub-1_ses-1"], "kept": [*kept]}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_train_names_the_next_command(run: Run, monkeypatch: pytest.MonkeyPatch, finished: bool) -> None:
+    result = TrainResult(folder=Workspace(Path("work")).fold("0"), history=(), signal=None, finished=finished)
+    monkeypatch.setattr("strokenet.train.train.train", lambda *_: result)
+    code, out, _ = run("train", ".")
+    assert code == 0
+    assert ("next: strokenet infer work SCANS -o OUT\n" in out) == finished
+    assert ("--resume goes on" in out) != finished
+    assert json.loads(run("train", ".", "--json")[1])["finished"] == finished
+
+
 def test_some_failed_exits_3_and_all_failed_exits_4(run: Run, model: Path, scans: Path, tmp_path: Path) -> None:
     (scans / "a_0000.nii.gz").write_bytes(b"no scan at all, but more than twenty bytes")
     code, out, err = run("infer", model, scans, "-o", tmp_path / "out")
@@ -207,8 +252,16 @@ def test_doctor_is_healthy_and_its_json_is_valid(run: Run) -> None:
     assert "Self-checks" in out
 
 
-def test_a_broken_installation_makes_doctor_exit_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", [("doctor",), ("preprocess", "."), ("infer", ".", ".", "-o", "out")])
+def test_an_unknown_word_for_the_kernels_is_refused_by_every_command(
+    run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
     monkeypatch.setenv("STROKENET_KERNELS", "fastest")
+    assert run(*words) == (2, "", "error: STROKENET_KERNELS is 'fastest'; allowed: auto, reference\n")
+
+
+def test_a_broken_installation_makes_doctor_exit_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strokenet.doctor._check_nifti", lambda: (False, "the mask is another"))
     code, out, _ = run("doctor")
     assert code == 1
     assert "FAILED" in out

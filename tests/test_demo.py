@@ -19,7 +19,17 @@ from tests.plans import tiny_plan
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> DemoOutcome:
-    return run_demo(tmp_path_factory.mktemp("demo") / "out", DemoConfig(minutes=0.02, seed=1, train=3, held_out=2))
+    """The second demo in one folder: nothing of the first one may be left."""
+    root = tmp_path_factory.mktemp("demo") / "out"
+    (root / "workspace").mkdir(parents=True)
+    (root / "demo.json").write_text("{}")
+    (root / "workspace" / "plan.json").write_text("what an earlier demo left")
+    return run_demo(root, DemoConfig(minutes=0.5, seed=1, train=6, held_out=2))
+
+
+def test_half_a_minute_of_training_is_better_than_none(outcome: DemoOutcome) -> None:
+    """A network that has learned nothing marks all or nothing: below 0.1 on these heads."""
+    assert outcome.evaluation.summary.all_cases["dice"].mean > 0.2
 
 
 def test_every_station_leaves_its_files(outcome: DemoOutcome) -> None:
@@ -69,7 +79,7 @@ def test_the_end_names_both_scores(outcome: DemoOutcome, capsys: pytest.CaptureF
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all of it")
-    with pytest.raises(InputError, match="holds no earlier demo"):
+    with pytest.raises(InputError, match="is not empty and holds no earlier demo"):
         run_demo(tmp_path, DemoConfig())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -83,13 +84,16 @@ def scores_after_training(dataset: Path, tmp_path: Path, *, epochs: int, iterati
 
 def test_two_real_strokes_are_learned(real_data: Path, tmp_path: Path) -> None:
     dataset = raw_dataset(tmp_path / "Dataset702_ISLES", ("DWI", "ADC"), isles(real_data))
-    dice = scores_after_training(dataset, tmp_path, epochs=10, iterations=25, features=8)
+    dice = scores_after_training(dataset, tmp_path, epochs=12, iterations=25, features=16)
     assert len(dice) == 2
-    assert max(dice) > 0.3
+    assert max(dice) > 0.3  # seconds of training; the full runs reach 0.75 and 0.95 in a quarter of an hour
+    assert min(dice) > 0.02
 
 
 def test_a_real_t1_and_flair_pair_runs_through(real_data: Path, tmp_path: Path) -> None:
     dataset = raw_dataset(tmp_path / "Dataset701_MS", ("T1", "FLAIR"), multiple_sclerosis(real_data))
-    dice = scores_after_training(dataset, tmp_path, epochs=2, iterations=5, features=4)
+    dice = scores_after_training(dataset, tmp_path, epochs=3, iterations=10, features=8)
     assert len(dice) == 1
-    assert 0 <= dice[0] <= 1
+    assert dice[0] <= 1
+    losses = [float(row["train_loss"]) for row in csv.DictReader((tmp_path / "work/fold_all/log.csv").open())]
+    assert losses[-1] < losses[0] - 0.1  # it learns; 37 lesions of 1.3 ml in all need more than seconds

@@ -88,6 +88,20 @@ def test_what_is_not_there_is_said_with_the_command_that_makes_it(tmp_path: Path
             missing()
 
 
+def test_a_fold_is_answered_with_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "model"
+    Workspace(model).write_plan(tiny_plan())
+    for inner in ("fold_0", "preprocessed"):
+        (model / inner).mkdir()
+    with pytest.raises(InputError, match=f"{model / 'fold_0'}: is a fold of a model; give {model}$"):
+        Workspace(model / "fold_0").read_plan()
+    with pytest.raises(InputError, match="run `strokenet plan DATASET -o"):
+        Workspace(model / "preprocessed").read_plan()
+    monkeypatch.chdir(model / "fold_0")
+    with pytest.raises(InputError, match=r"is a fold of a model; give \.\.$"):
+        Workspace(Path()).read_plan()
+
+
 def test_a_wrong_record_names_its_file(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     for path, read in (

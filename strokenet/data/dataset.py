@@ -61,13 +61,18 @@ def read_dataset(root: Path) -> Dataset:
     where = root / "dataset.json"
     if not root.is_dir():
         raise InputError(f"{root}: is no folder; give an nnU-Net raw dataset (dataset.json, imagesTr, labelsTr)")
+    if not where.exists():
+        raise InputError(
+            f"{where}: not found; a raw dataset contains dataset.json, imagesTr (CASE_0000.nii.gz ...) and labelsTr "
+            "(CASE.nii.gz)"
+        )
     description = _object(read_json(where), str(where))
     ending = _ending(description, where)
     channels = _channels(description, where)
     if "dataset" in description:
         cases = _listed_cases(root, description["dataset"], len(channels), where)
     else:
-        cases = _found_cases(root, len(channels), ending)
+        cases = _found_cases(root, channels, ending)
     _compare_count(description, len(cases), where)
     return Dataset(
         root=root,
@@ -90,9 +95,12 @@ def input_cases(folder: Path, channels: Sequence[str]) -> tuple[CaseFiles, ...]:
     if not folder.is_dir():
         raise InputError(f"{folder}: is no folder; give a folder of CASE_0000.nii.gz files")
     found = _images(folder, ENDINGS)
+    below = next((folder / name for name in ("imagesTs", "imagesTr") if (folder / name).is_dir()), None)
+    if not found and below is not None:
+        raise InputError(f"{folder}: is a raw dataset and holds no scans itself; give {below}")
     if not found:
         raise InputError(_nothing_found(folder, "CASE_0000.nii.gz"))
-    cases = tuple(_input_case(folder, case_id, found[case_id], len(channels)) for case_id in sorted(found))
+    cases = tuple(_input_case(folder, case_id, found[case_id], channels) for case_id in sorted(found))
     if all(case.problem for case in cases):
         raise InputError(f"{cases[0].problem}; no case of the folder has the channels {', '.join(channels)}")
     return cases
@@ -156,7 +164,7 @@ def _case_from_json(root: Path, fields: Any, channels: int, where: str) -> CaseF
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: a JSON object is needed, got {type(value).__name__}")
+        raise InputError(f"{where}: a JSON object is needed, got {type(value).__name__}; write {{...}}")
     return value
 
 
@@ -189,7 +197,9 @@ def _labels(description: Mapping[str, Any], where: Path) -> dict[str, int]:
     labels = _object(description.get("labels"), f"{where}: labels")
     for name, value in labels.items():
         if isinstance(value, (list, tuple)) and name != "background":
-            raise InputError(f"{where}: label {name!r} is a region {value}; regions are not supported yet")
+            raise InputError(
+                f"{where}: label {name!r} is a region {value}; regions are not supported yet, give each label one value"
+            )
         if name == "ignore":
             raise InputError(f"{where}: an ignore label is not supported yet; remove it or its voxels")
         number = isinstance(value, int) or (isinstance(value, str) and value.isdecimal() and len(value) < 9)
@@ -197,7 +207,7 @@ def _labels(description: Mapping[str, Any], where: Path) -> dict[str, int]:
             raise InputError(f'{where}: label {name!r} is {value!r}; write a whole number, as in "lesion": 1')
     numbers = {str(name): int(value) for name, value in labels.items()}
     if numbers.get("background") != 0:
-        raise InputError(f'{where}: labels need "background": 0')
+        raise InputError(f'{where}: labels need "background": 0; give all that is no other label this value')
     if len(numbers) > MAX_LABELS:
         raise InputError(f"{where}: {len(numbers)} labels; allowed: {MAX_LABELS} with the background, merge some")
     if len(numbers) < 2 or sorted(numbers.values()) != list(range(len(numbers))):
@@ -221,7 +231,9 @@ def _listed_cases(root: Path, listed: Any, channels: int, where: Path) -> tuple[
         images = _object(files, f"{where}: dataset {case_id}").get("images")
         label = files.get("label")
         if not isinstance(images, list) or len(images) != channels or not isinstance(label, str):
-            raise InputError(f"{where}: case {case_id} needs {channels} images (one a channel) and a label")
+            raise InputError(
+                f"{where}: case {case_id} needs {channels} images (one a channel) and a label; complete it"
+            )
         paths = [_inside(root, path, f"{where}: case {case_id}") for path in (*images, label)]
         for path in paths:
             if not path.is_file():
@@ -235,7 +247,7 @@ def _listed_cases(root: Path, listed: Any, channels: int, where: Path) -> tuple[
     return tuple(cases)
 
 
-def _found_cases(root: Path, channels: int, ending: str) -> tuple[CaseFiles, ...]:
+def _found_cases(root: Path, channels: Sequence[str], ending: str) -> tuple[CaseFiles, ...]:
     """The cases of imagesTr, each with its label in labelsTr."""
     images_folder, labels_folder = root / "imagesTr", root / "labelsTr"
     for folder in (images_folder, labels_folder):
@@ -281,7 +293,7 @@ def _images(folder: Path, endings: tuple[str, ...]) -> dict[str, dict[int, Path]
     return found
 
 
-def _input_case(folder: Path, case_id: str, images: Mapping[int, Path], channels: int) -> CaseFiles:
+def _input_case(folder: Path, case_id: str, images: Mapping[int, Path], channels: Sequence[str]) -> CaseFiles:
     problem = None
     try:
         _in_order(folder, case_id, images, channels)
@@ -292,12 +304,19 @@ def _input_case(folder: Path, case_id: str, images: Mapping[int, Path], channels
     )
 
 
-def _in_order(folder: Path, case_id: str, images: Mapping[int, Path], channels: int) -> tuple[Path, ...]:
-    if sorted(images) != list(range(channels)):
-        have = ", ".join(f"{channel:04d}" for channel in sorted(images))
-        need = ", ".join(f"{channel:04d}" for channel in range(channels))
-        raise InputError(f"{folder}: case {case_id} has the channels {have}; {need} are needed")
-    return tuple(images[channel] for channel in range(channels))
+def _in_order(folder: Path, case_id: str, images: Mapping[int, Path], channels: Sequence[str]) -> tuple[Path, ...]:
+    present = min(images.values()).name
+    ending = next(e for e in ENDINGS if present.endswith(e))
+    missing = [f"{name} ({case_id}_{n:04d}{ending})" for n, name in enumerate(channels) if n not in images]
+    if missing:
+        raise InputError(f"{folder}: case {case_id} lacks {', '.join(missing)}; add it or leave the case out")
+    spare = [images[n].name for n in sorted(images) if n >= len(channels)]
+    if spare:
+        raise InputError(
+            f"{folder}: case {case_id} has {', '.join(spare)} beyond its {len(channels)} channels "
+            f"({', '.join(channels)}); remove it"
+        )
+    return tuple(images[n] for n in range(len(channels)))
 
 
 def _nothing_found(folder: Path, pattern: str) -> str:

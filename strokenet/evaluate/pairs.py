@@ -72,7 +72,7 @@ def find_pairs(prediction: Path, reference: Path) -> tuple[Pair, ...]:
 
 
 def read_pair(pair: Pair, labels: Mapping[str, int] | None) -> Masks:
-    """The two label maps of a case; a missing prediction is an empty one.
+    """The two label maps of a case; a missing prediction is an empty one. Both (D, H, W) int16.
 
     Args:
         labels: name -> value of the dataset, background included; None allows every value up to 255.
@@ -94,7 +94,7 @@ def read_pair(pair: Pair, labels: Mapping[str, int] | None) -> Masks:
 
 
 def values_of(array: NDArray[np.int16]) -> set[int]:
-    """The label values that occur, without the background 0."""
+    """The label values that occur in (D, H, W), none negative, without the background 0."""
     return set(np.flatnonzero(np.bincount(array.ravel())).tolist()) - {0}
 
 

@@ -8,13 +8,14 @@ others go on. Without files, from Python: predict.py.
 from __future__ import annotations
 
 import logging
+import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,7 +27,15 @@ from strokenet.data.dataset import CaseFiles, input_cases
 from strokenet.data.errors import InputError
 from strokenet.data.files import write_json
 from strokenet.data.track import Track, silent
-from strokenet.infer.outputs import check_outputs, remove_outputs, write_outputs
+from strokenet.infer.outputs import (
+    MASK,
+    RESULTS,
+    check_outputs,
+    earlier_rows,
+    output_files,
+    remove_outputs,
+    write_outputs,
+)
 from strokenet.infer.predict import InferConfig, in_channel_order, mask_rule, mirror_axes, predict
 from strokenet.model.checkpoint import Model, load_model
 from strokenet.model.device import choose_device
@@ -35,6 +44,7 @@ from strokenet.workspace import Workspace
 __all__ = ["CaseResult", "InferConfig", "infer", "infer_folder", "infer_one"]
 
 _log = logging.getLogger("strokenet")
+_CHANNEL = re.compile(r"_\d{4}$")  # CASE_0000.nii.gz is CASE's first channel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +76,8 @@ def infer(
     mirror_axes(model.plan, config.tta)  # this line and the next: what they refuse, before a case is computed
     mask_rule(model.plan, config)
     check_outputs(inputs, out, model.plan)
-    _clear(out, inputs, model)
+    earlier = _earlier(out, inputs, model)
+    _clear(out, inputs, model, earlier)
     results: dict[str, CaseResult] = {}
 
     def report(result: CaseResult) -> None:
@@ -74,7 +85,7 @@ def infer(
         if result.error:
             _log.warning("%s failed: %s", result.case, result.error)
         with suppress(OSError):  # the write at the end is the one that must succeed
-            _write_results(out, model, inputs, results.values())
+            _write_results(out, model, inputs, [*earlier, *map(asdict, results.values())])
 
     try:
         _run(model, inputs, out, config, track, report)
@@ -82,7 +93,7 @@ def infer(
         for files in inputs:
             if files.case_id not in results:
                 remove_outputs(out, files.case_id, model.plan)  # an interruption between writing and reporting
-        _write_results(out, model, inputs, results.values())
+        _write_results(out, model, inputs, [*earlier, *map(asdict, results.values())])
     return tuple(results.values())
 
 
@@ -91,6 +102,8 @@ def infer_folder(
 ) -> tuple[CaseResult, ...]:
     """`infer` on a folder that holds CASE_0000.nii.gz ... (or .nii), as nnU-Net's imagesTs."""
     plan = Workspace(model_root).read_plan()
+    if out.resolve() == folder.resolve():
+        raise InputError(f"{out}: holds the scans; give another folder for the masks with -o")
     return infer(model_root, input_cases(folder, plan.channels), out, config, track)
 
 
@@ -109,16 +122,23 @@ def infer_one(
     """
     images = in_channel_order(files, Workspace(model_root).read_plan())
     first = next(iter(images.values()))
-    name = case_id or first.name.removesuffix(".gz").removesuffix(".nii")
+    name = case_id or _CHANNEL.sub("", first.name.removesuffix(".gz").removesuffix(".nii"))
     return infer(model_root, (CaseFiles(case_id=name, images=tuple(images.values()), label=None),), out, config, track)
 
 
-def _clear(out: Path, inputs: Sequence[CaseFiles], model: Model) -> None:
+def _earlier(out: Path, inputs: Sequence[CaseFiles], model: Model) -> list[dict[str, Any]]:
+    """Rows of earlier runs into this folder, of other cases, whose masks are still there."""
+    now = {files.case_id for files in inputs}
+    rows = {case: row for case, row in earlier_rows(out).items() if case not in now}
+    return [row for case, row in rows.items() if output_files(out, case, model.plan)[MASK].is_file()]
+
+
+def _clear(out: Path, inputs: Sequence[CaseFiles], model: Model, earlier: Sequence[Mapping[str, Any]]) -> None:
     """Nothing of an earlier run stays; and whether `out` can be written is known before the first case."""
     try:
         for files in inputs:
             remove_outputs(out, files.case_id, model.plan)
-        _write_results(out, model, inputs, ())
+        _write_results(out, model, inputs, earlier)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another -o") from None
 
@@ -220,15 +240,15 @@ def _read(files: CaseFiles, plan: Plan) -> Case:
     return read_case(files.case_id, dict(zip(plan.channels, files.images, strict=True)))
 
 
-def _write_results(out: Path, model: Model, inputs: Sequence[CaseFiles], results: Collection[CaseResult]) -> None:
-    """results.json; cases without a result yet are "skipped"."""
-    done = {result.case for result in results}
+def _write_results(out: Path, model: Model, inputs: Sequence[CaseFiles], rows: Sequence[Mapping[str, Any]]) -> None:
+    """results.json; cases without a row yet are "skipped"."""
+    done = {row["case"] for row in rows}
     left = [files.case_id for files in inputs if files.case_id not in done]
-    rows = [*results, *(_undone(c, model.plan, "not reached, the run was ended", status="skipped") for c in left)]
+    skipped = [asdict(_undone(c, model.plan, "not reached, the run was ended", status="skipped")) for c in left]
     content: Mapping[str, object] = {
-        "cases": [asdict(row) for row in rows],
+        "cases": [*rows, *skipped],
         "model": model.root.resolve().name,
         "folds": model.folds,
         "version": __version__,
     }
-    write_json(out / "results.json", content)
+    write_json(out / RESULTS, content)

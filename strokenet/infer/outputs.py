@@ -1,6 +1,7 @@
 """Outputs: the files that inference leaves for a case, and the promises about them.
 
     OUT/CASE.nii.gz                  the mask
+    OUT/results.json                 every case's status, volume and error; cases of earlier runs keep their rows
     OUT/probabilities/CASE.nii.gz    on request: the lesion's probability; with several labels CASE_labelN.nii.gz each
 
 Never over an input, never half-written, and nothing of an earlier run under the name of a case that is segmented now.
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +21,10 @@ from planner.plan import Plan
 from strokenet.data.case import Case
 from strokenet.data.dataset import CaseFiles
 from strokenet.data.errors import InputError
-from strokenet.data.files import safe_name
+from strokenet.data.files import read_json, safe_name
 from strokenet.data.nifti import write_mask, write_probability
 
+RESULTS = "results.json"
 MASK = 0  # key of the mask among a case's files; the other keys are label values
 
 
@@ -33,11 +36,23 @@ def output_files(out: Path, case_id: str, plan: Plan) -> dict[int, Path]:
     return {MASK: out / f"{case_id}.nii.gz", **maps}
 
 
+def earlier_rows(out: Path) -> dict[str, dict[str, Any]]:
+    """The rows of the results.json that lies in `out`, by case; none where there is no such file of ours."""
+    try:
+        content = read_json(out / RESULTS)
+    except (InputError, OSError):
+        return {}
+    rows = content.get("cases") if isinstance(content, dict) else None
+    named = [row for row in rows if isinstance(row, dict) and isinstance(row.get("case"), str)] if rows else []
+    return {row["case"]: row for row in named}
+
+
 def check_outputs(inputs: Sequence[CaseFiles], out: Path, plan: Plan) -> None:
-    """Refuses a run that would write one file twice, leave `out`, or replace one of its own inputs.
+    """Refuses a run that would write one file twice, leave `out`, or replace a file that no run of ours left there.
 
     Raises:
-        InputError: no case, a case id that is no file name, two cases of one name, or an output that is an input.
+        InputError: no case, a case id that is no file name, two cases of one name, an output that is an input, or a
+            file under an output's name whose case the results.json in `out` does not name.
     """
     if not inputs:
         raise InputError("no case to segment; give at least one")
@@ -48,10 +63,13 @@ def check_outputs(inputs: Sequence[CaseFiles], out: Path, plan: Plan) -> None:
     if times > 1:
         raise InputError(f"case {name}: {times} cases have this name (small and capital letters count as one); rename")
     images = {_identity(image): image for files in inputs for image in files.images if image.exists()}
+    ours = earlier_rows(out)
     for files in inputs:
         for path in output_files(out, files.case_id, plan).values():
             if path.exists() and _identity(path) in images:
                 raise InputError(f"{images[_identity(path)]}: the output would replace this input; choose another -o")
+            if path.exists() and files.case_id not in ours:
+                raise InputError(f"{path}: is there, and {RESULTS} beside it names no such case; choose another -o")
 
 
 def remove_outputs(out: Path, case_id: str, plan: Plan) -> None:

@@ -23,6 +23,7 @@ from strokenet.data.files import write_bytes
 from strokenet.model.network import UNet, build_network
 from strokenet.workspace import Workspace
 
+NOTE = "strokenet"  # key of the note in a file's metadata
 MAX_HEADER_BYTES = 4 * 2**20
 DTYPES = ("F32", "F16", "BF16")  # of the weights that are read
 
@@ -38,9 +39,13 @@ class Model:
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], *, note: Mapping[str, str]) -> None:
-    """Writes named tensors as safetensors, atomically. note: short facts kept in the file's header (epoch ...)."""
+    """Writes named tensors as safetensors, atomically. note: short facts kept in the file's header (epoch ...).
+
+    The same weights and note are the same bytes: the note is one entry, because safetensors shuffles several.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    write_bytes(path, save(contiguous, metadata=dict(note)))  # save_file makes files that only their owner can read
+    metadata = {NOTE: json.dumps(dict(note), sort_keys=True)}
+    write_bytes(path, save(contiguous, metadata=metadata))  # save_file makes files that only their owner can read
 
 
 def load_weights(path: Path, plan: Plan) -> dict[str, Tensor]:

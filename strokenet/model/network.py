@@ -35,6 +35,7 @@ class ConvBlock(nn.Module):
         self.act = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True) if act else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, D, H, W) -> (N, outputs, D / stride, H / stride, W / stride), each axis rounded up."""
         return self.act(self.norm(self.conv(x)))  # type: ignore[no-any-return]
 
 
@@ -47,6 +48,7 @@ class ConvStack(nn.Module):
         self.convs = nn.Sequential(first, *(ConvBlock(outputs, outputs, kernel) for _ in range(count - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, D, H, W) -> (N, outputs, D / stride, H / stride, W / stride)."""
         return self.convs(x)  # type: ignore[no-any-return]
 
 
@@ -66,6 +68,7 @@ class ResidualBlock(nn.Module):
         self.act = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, D, H, W) -> (N, outputs, D / stride, H / stride, W / stride)."""
         return self.act(self.conv2(self.conv1(x)) + self.skip(x))  # type: ignore[no-any-return]
 
 
@@ -78,6 +81,7 @@ class Projection(nn.Module):
         self.norm = nn.InstanceNorm3d(outputs, eps=NORM_EPS, affine=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, D, H, W) -> (N, outputs, D, H, W)."""
         return self.norm(self.conv(x))  # type: ignore[no-any-return]
 
 
@@ -91,6 +95,7 @@ class ResidualStack(nn.Module):
         self.blocks = nn.Sequential(first, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, D, H, W) -> (N, outputs, D / stride, H / stride, W / stride)."""
         return self.blocks(x)  # type: ignore[no-any-return]
 
 
@@ -112,6 +117,7 @@ class Encoder(nn.Module):
             self.stages = nn.Sequential(*(nn.Sequential(ConvStack(*level)) for level in levels))
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, C, D, H, W) -> level l: (N, features[l], D, H, W divided by the strides up to l)."""
         x = self.stem(x)
         maps = []
         for stage in self.stages:
@@ -136,7 +142,7 @@ class Decoder(nn.Module):
         self.seg_layers = nn.ModuleList(seg_layers)
 
     def forward(self, maps: list[Tensor], *, all_levels: bool) -> list[Tensor]:
-        """Logits, full resolution first; only that one unless all_levels."""
+        """Logits (N, K, D, H, W), full resolution first; only that one unless all_levels. maps: of the Encoder."""
         x = maps[-1]
         logits = []
         last = len(self.stages) - 1
@@ -166,9 +172,11 @@ class UNet(nn.Module):
                 nn.init.zeros_(module.conv2.norm.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, D, H, W) -> logits (N, K, D, H, W)."""
         return self.decoder(self.encoder(x), all_levels=False)[0]  # type: ignore[no-any-return]
 
     def forward_levels(self, x: Tensor) -> list[Tensor]:
+        """(N, C, D, H, W) -> logits of every decoder level: (N, K, D, H, W) first, each next one coarser."""
         return self.decoder(self.encoder(x), all_levels=True)  # type: ignore[no-any-return]
 
 

@@ -119,4 +119,9 @@ def _tell_disk(plan: Plan, store: Store, items: Mapping[str, CaseFiles]) -> None
     store.root.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(store.root).free
     say = _log.warning if needed > free else _log.info
-    say("preprocessed cases take at most %.1f GB; %.1f GB are free at %s", needed / 1e9, free / 1e9, store.root)
+    say("preprocessed cases take at most %s; %s are free at %s", _size(needed), _size(free), store.root)
+
+
+def _size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6)} MB"

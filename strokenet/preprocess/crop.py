@@ -54,6 +54,7 @@ def bounding_box(mask: NDArray[np.bool_]) -> Box:
 def fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The mask with its holes: background components (6-connected) that touch no face of the volume.
 
+    (D, H, W) bool -> (D, H, W) bool.
     Equal to scipy.ndimage.binary_fill_holes, by one labelling instead of a dilation that grows from the border.
     """
     labels, sizes = label_components(~mask, connectivity=6)
@@ -75,8 +76,11 @@ def nonzero_box(image: NDArray[np.float32]) -> tuple[Box, NDArray[np.bool_]]:
 
     A hole lies within the box of what surrounds it, so that the filling only sees the box.
 
+    Args:
+        image: (C, D, H, W) float32.
+
     Returns:
-        box; inside, bool, of the box's shape.
+        box; inside (d, h, w) bool, of the box's shape.
     """
     mask = _nonzero(image)
     box = bounding_box(mask)

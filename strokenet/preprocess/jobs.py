@@ -21,6 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PROCESS_BYTES = 350 * 2**20  # a fresh worker: Python, numpy, scipy, torch
+SHOWN = 3  # failures told in the message; each was logged when it happened
 USABLE = 0.8  # share of the free memory that the workers may plan with
 _log = logging.getLogger("strokenet")
 
@@ -34,7 +35,9 @@ class CasesFailed(InputError):
     def __init__(self, failures: tuple[tuple[str, str], ...], total: int) -> None:
         self.failures = failures
         self.total = total
-        super().__init__(f"{len(failures)} of {total} cases failed: " + "; ".join(f"{c}: {m}" for c, m in failures))
+        reasons = "; ".join(f"{c}: {m}" for c, m in failures[:SHOWN])
+        more = f"; and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
+        super().__init__(f"{len(failures)} of {total} cases failed: {reasons}{more}")
 
     @property
     def none_succeeded(self) -> bool:

@@ -10,6 +10,7 @@ from planner.fingerprint import Fingerprint, make_fingerprint
 from planner.plan import Orientation, Plan
 from planner.rules import Planner, make_plan
 from strokenet.data.dataset import read_dataset
+from strokenet.data.errors import InputError
 from strokenet.data.splits import Split, make_splits
 from strokenet.data.track import Track, silent
 from strokenet.preprocess.cohort import preprocess_dataset, survey_dataset
@@ -51,9 +52,12 @@ def plan_workspace(dataset_root: Path, root: Path, config: PlanConfig, track: Tr
     """Looks at every case of a raw dataset, decides how to train, and writes the workspace.
 
     Raises:
-        InputError: the dataset or one of its cases cannot be used. PlanError: no plan fits the data.
+        InputError: the dataset or one of its cases cannot be used, or the workspace would replace a raw dataset or the
+            plan of a model. PlanError: no plan fits the data.
     """
+    workspace = Workspace(root)
     dataset = read_dataset(dataset_root)
+    _refuse_replacing(workspace, dataset.root)
     summaries = survey_dataset(dataset, config.orientation, config.jobs, track)
     fingerprint = make_fingerprint(summaries)
     plan = make_plan(
@@ -66,12 +70,20 @@ def plan_workspace(dataset_root: Path, root: Path, config: PlanConfig, track: Tr
         orientation=config.orientation,
     )
     splits = make_splits([case.case_id for case in dataset.cases])
-    workspace = Workspace(root)
     workspace.write_dataset(dataset)
     workspace.write_fingerprint(fingerprint)
     workspace.write_splits(splits)
     workspace.write_plan(plan)
     return Planned(workspace=workspace, fingerprint=fingerprint, plan=plan, splits=splits)
+
+
+def _refuse_replacing(workspace: Workspace, dataset_root: Path) -> None:
+    root = workspace.root
+    raw = workspace.dataset_file.exists() and not workspace.plan_file.exists()
+    if raw or root.resolve() == dataset_root.resolve():
+        raise InputError(f"{root}: holds a dataset.json that is no workspace's; give another folder with -o")
+    if workspace.is_started:
+        raise InputError(f"{root}: a model was trained here by its plan; choose another -o, or remove its fold_* first")
 
 
 def preprocess_workspace(root: Path, jobs: int | None = None, track: Track = silent) -> Preprocessed:

@@ -67,7 +67,8 @@ def preprocess(case: Case, plan: Plan) -> Prepared:
     """
     if case.channels != plan.channels:
         raise InputError(
-            f"{case.case_id}: channels {list(case.channels)}; the plan needs {list(plan.channels)}, in this order"
+            f"{case.case_id}: channels {list(case.channels)}; the plan needs {list(plan.channels)}, in this order; "
+            "read the case with these"
         )
     turn = case_turn(case.geometry, plan.orientation).then(plan.transpose)
     image = np.asarray(turn.apply(case.image), dtype=np.float32)

@@ -50,7 +50,11 @@ _DIRECTIONS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0),
 
 
 def grid_around(rng: np.random.Generator, anatomy: Anatomy, style: GridStyle) -> Geometry:
-    """The smallest grid of this style that holds the brain with a margin."""
+    """The smallest grid of this style that holds the brain with a margin.
+
+    Raises:
+        ValueError: the style's axes are not one letter each of R or L, A or P, S or I.
+    """
     axes = np.array([_DIRECTIONS[letter] for letter in style.axes], dtype=np.float64).T  # columns: D, H, W
     if abs(np.linalg.det(axes)) != 1:
         raise ValueError(f"axes {style.axes!r}; one letter each of R or L, A or P, S or I is needed")
@@ -95,6 +99,9 @@ def acquire(
 
     Args:
         signal: (D, H, W) float32, healthy white matter near 1. brain: the same shape. spacing: mm (D, H, W).
+
+    Returns:
+        (D, H, W) float32, whole numbers.
     """
     biased = signal * bias_field(rng, brain, spacing)
     noisy = rician(rng, biased, float(rng.uniform(*NOISE)))
@@ -103,14 +110,20 @@ def acquire(
 
 
 def bias_field(rng: np.random.Generator, brain: NDArray[np.bool_], spacing: Spacing) -> NDArray[np.float32]:
-    """A smooth factor near 1, as a receive coil's uneven sensitivity leaves it."""
+    """A smooth factor near 1, as a receive coil's uneven sensitivity leaves it. spacing: mm.
+
+    (D, H, W) bool -> (D, H, W) float32.
+    """
     d, h, w = brain.shape
     field = smooth_field(rng, (d, h, w), BIAS_LENGTH_MM / float(np.mean(spacing)))
     return np.asarray(np.exp(np.float32(rng.uniform(*BIAS)) * field), dtype=np.float32)
 
 
 def rician(rng: np.random.Generator, signal: Floats, sigma: float) -> NDArray[np.float32]:
-    """The magnitude of a signal with Gaussian noise in its real and imaginary part (Gudbjartsson 1995)."""
+    """The magnitude of a signal with Gaussian noise in its real and imaginary part (Gudbjartsson 1995).
+
+    signal: any shape, float32; sigma: in its units. Goes out: the same shape, float32.
+    """
     noise = np.float32(sigma) * rng.standard_normal((2, *signal.shape), dtype=np.float32)
     return np.asarray(np.hypot(signal + noise[0], noise[1]), dtype=np.float32)
 

@@ -48,7 +48,10 @@ class Strokes:
 
 
 def draw_strokes(rng: np.random.Generator, anatomy: Anatomy) -> Strokes:
-    """One stroke, left as often as right; in one case of five a second, in one of four a small satellite nearby."""
+    """One stroke, left as often as right; in one case of five a second, in one of four a small satellite nearby.
+
+    Its arrays are (D, H, W), of anatomy.shape.
+    """
     side = 1 if rng.random() < 0.5 else -1
     strokes = Strokes(
         mask=np.zeros(anatomy.shape, dtype=bool),
@@ -77,7 +80,10 @@ def draw_hyperintensities(rng: np.random.Generator, anatomy: Anatomy, strokes: S
 
 
 def paint(anatomy: Anatomy, strokes: Strokes, hyperintensities: NDArray[np.float32]) -> Anatomy:
-    """The anatomy with both: they take the place of what was there, so that the shares still add up to 1."""
+    """The anatomy with both: they take the place of what was there, so that the shares still add up to 1.
+
+    hyperintensities: (D, H, W) float32, share of the voxel. Goes out: tissue (T, D, H, W) is new, the rest as it was.
+    """
     tissue = anatomy.tissue * (1 - hyperintensities)
     tissue[Tissue.WMH] += hyperintensities
     tissue *= 1 - strokes.share

@@ -18,13 +18,16 @@ BLUR_RADIUS = 3  # sigma is at most 1, the kernel at most 7 voxels
 
 
 def noise(image: Tensor, std: float, seed: int) -> Tensor:
-    """x + N(0, std), independent at every voxel. image: one sample (C, D, H, W). seed: of the draw, on its device."""
+    """x + N(0, std), independent at every voxel: (C, D, H, W) of one sample -> the same shape, on its device.
+
+    std: in the units of the image. seed: of the draw.
+    """
     generator = torch.Generator(image.device).manual_seed(seed)
     return image + std * torch.randn(image.shape, generator=generator, device=image.device)
 
 
 def blur(rows: Tensor, sigmas: Sequence[tuple[float, float, float]]) -> Tensor:
-    """Gaussian blur, a sigma (voxels) a row and axis; the border is mirrored.
+    """Gaussian blur, a sigma (voxels) a row and axis; the border is mirrored. (M, D, H, W) -> (M, D, H, W).
 
     The kernel's length is 6 sigma + 0.5 rounded to the nearest odd number (batchgeneratorsv2 0.3.6).
     """
@@ -42,12 +45,12 @@ def blur(rows: Tensor, sigmas: Sequence[tuple[float, float, float]]) -> Tensor:
 
 
 def brightness(rows: Tensor, factors: Sequence[float]) -> Tensor:
-    """x f."""
+    """x f, a factor a row. (M, D, H, W) -> (M, D, H, W)."""
     return rows * _column(factors, rows)
 
 
 def contrast(rows: Tensor, factors: Sequence[float]) -> Tensor:
-    """(x - mean) f + mean, clipped to the row's old range."""
+    """(x - mean) f + mean, clipped to the row's old range; a factor a row. (M, D, H, W) -> (M, D, H, W)."""
     mean = rows.mean((1, 2, 3), keepdim=True)
     low, high = rows.amin((1, 2, 3), keepdim=True), rows.amax((1, 2, 3), keepdim=True)
     return torch.clamp((rows - mean) * _column(factors, rows) + mean, low, high)
@@ -57,7 +60,11 @@ def low_resolution(rows: Tensor, factors: Sequence[float], *, keep_axis_0: bool)
     """Shrunk by nearest voxels, then enlarged linearly: a scan of thicker voxels on a fine grid.
 
     Args:
-        factors: new size / old size an axis. keep_axis_0: axis D is left alone (flat patches).
+        rows: (M, D, H, W). factors: new size / old size, one a row for all its axes.
+        keep_axis_0: axis D is left alone (flat patches).
+
+    Returns:
+        (M, D, H, W).
     """
     size = list(rows.shape[1:])
     out = []
@@ -73,6 +80,7 @@ def low_resolution(rows: Tensor, factors: Sequence[float], *, keep_axis_0: bool)
 def gamma(rows: Tensor, exponents: Sequence[float], *, inverted: bool) -> Tensor:
     """((x - min) / range)^g range + min, then moved and scaled to the row's old mean and standard deviation.
 
+    (M, D, H, W) -> (M, D, H, W), an exponent g a row.
     inverted: done on -x, so that the bright side is the one that is stretched.
     """
     x = -rows if inverted else rows

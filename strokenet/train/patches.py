@@ -110,6 +110,9 @@ def draw_batch(
     Args:
         cases: the fold's preprocessed cases. rngs: one a sample. patch, final_patch: see `place`.
         pinned: in memory that a GPU copies from without waiting.
+
+    Returns:
+        image (N, C, D, H, W) float32 and label (N, D, H, W) int16 of the patch's edges, N samples.
     """
     channels = cases[0].image.shape[0]
     image = _empty((len(rngs), channels, *patch), np.float32, pinned)  # (N, C, D, H, W)

@@ -31,6 +31,7 @@ _log = logging.getLogger("strokenet")
 MOMENTUM = 0.99
 WEIGHT_DECAY = 3e-5
 SHOWN = 5  # names of parameters in a message
+_OPTIONS = {"iterations": "--iters-per-epoch", "val_iterations": "--val-iters"}  # not the setting's own name
 
 InitHeads = Literal["keep", "new"]
 
@@ -128,7 +129,9 @@ def fold_cases(workspace: Workspace, plan: Plan, fold: str) -> FoldCases:
         splits = workspace.read_splits()
         numbers = [str(number) for number in range(len(splits))]
         if fold not in numbers:
-            raise InputError(f"fold {fold!r}: allowed by {workspace.splits_file}: {', '.join([*numbers, 'all'])}")
+            if not splits:
+                raise InputError(f"{workspace.root}: one subject, so there are no folds; use --fold all")
+            raise InputError(f"{workspace.root}: fold {fold} does not exist; allowed: {', '.join([*numbers, 'all'])}")
         split = splits[int(fold)]
         sides = {"train": list(split.train), "val": list(split.val)}
     for side, names in sides.items():
@@ -212,10 +215,14 @@ def _restore(run: Run, state: State) -> None:
     now = dict(run.settings)
     if run.config.init is not None:  # not given again: nothing to compare, the weights come from the state
         now |= {"init": _name(run.config.init), "init_heads": run.config.init_heads}
-    before = state.settings
-    changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if now[name] != before.get(name)]
+    changed = [
+        _change(name, state.settings.get(name), now[name]) for name in now if now[name] != state.settings.get(name)
+    ]
     if changed:
-        raise InputError(f"{where}: cannot resume with other settings: {'; '.join(changed)}")
+        raise InputError(
+            f"{where}: cannot resume with other settings: {', '.join(changed)}; repeat the options, plan and cases of "
+            "the first run, or remove the folder to start again"
+        )
     try:
         run.network.load_state_dict(state.network)
         run.optimizer.load_state_dict(state.optimizer)
@@ -225,7 +232,19 @@ def _restore(run: Run, state: State) -> None:
         line = " ".join(str(error).split())[:200]
         raise InputError(f"{where}: the state does not fit the plan ({line}); remove the folder") from None
     run.progress, run.history, run.settings = state.progress, state.history, state.settings
-    _log.info("resuming at epoch %d, step %d", run.progress.epoch + 1, run.progress.step)
+    if run.progress.epoch >= min(run.config.epochs, run.config.stop_epoch or run.config.epochs):
+        _log.info("%s: is finished after %d epochs, nothing to do", where, run.progress.epoch)
+    else:
+        _log.info("resuming at epoch %d, step %d", run.progress.epoch + 1, run.progress.step)
+
+
+def _change(name: str, before: str | None, now: str) -> str:
+    """A setting that is another now, in the words of the command line."""
+    if name in ("plan", "cases"):
+        return f"the {name} changed"
+    option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
+    was, is_now = ("the plan's" if value == "None" else value for value in (before, now))
+    return f"{option} was {was}, is {is_now}"
 
 
 def _initialise(network: UNet, plan: Plan, config: TrainConfig) -> dict[str, str]:

@@ -171,11 +171,11 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
     (root / "labelsTr" / "sub-2.nii.gz").unlink()
     refused(root, "sub-2.nii.gz: not found; add the label or leave sub-2 out")
     (root / "imagesTr" / "sub-10_0001.nii.gz").unlink()
-    refused(root, "case sub-10 has the channels 0000; 0000, 0001 are needed")
+    refused(root, "imagesTr: case sub-10 lacks FLAIR (sub-10_0001.nii.gz); add it or leave the case out")
     touch(*(root / "imagesTr" / f"sub-10_000{n}.nii.gz" for n in (1, 2)))
-    refused(root, "case sub-10 has the channels 0000, 0001, 0002; 0000, 0001 are needed")
+    refused(root, "case sub-10 has sub-10_0002.nii.gz beyond its 2 channels (T1, FLAIR); remove it")
     (root / "dataset.json").unlink()
-    refused(root, "dataset.json: not found")
+    refused(root, "dataset.json: not found; a raw dataset contains dataset.json, imagesTr (CASE_0000.nii.gz ...)")
 
 
 @pytest.mark.parametrize("folder", ["imagesTr", "labelsTr"])
@@ -289,6 +289,27 @@ def test_scans_to_infer_are_found_in_either_ending(tmp_path: Path) -> None:
     assert [case.case_id for case in cases] == ["a", "b"]
     assert cases[1].images == (tmp_path / "b_0000.nii", tmp_path / "b_0001.nii.gz")
     assert cases[0].label is None
+
+
+def test_a_channel_that_is_missing_or_too_many_is_that_cases_problem(tmp_path: Path) -> None:
+    touch(*(tmp_path / name for name in ("a_0001.nii", "b_0000.nii.gz", "b_0001.nii.gz")))
+    touch(*(tmp_path / f"c_000{n}.nii.gz" for n in (0, 1, 3)))
+    lacking, whole, spare = input_cases(tmp_path, ("T1", "FLAIR"))
+    assert lacking.problem == f"{tmp_path}: case a lacks T1 (a_0000.nii); add it or leave the case out"
+    assert whole.problem is None
+    assert spare.problem == f"{tmp_path}: case c has c_0003.nii.gz beyond its 2 channels (T1, FLAIR); remove it"
+    touch(tmp_path / "alone" / "d_0002.nii.gz")
+    with pytest.raises(InputError, match=r"case d lacks T1 \(d_0000.nii.gz\), FLAIR \(d_0001.nii.gz\)"):
+        input_cases(tmp_path / "alone", ("T1", "FLAIR"))
+
+
+def test_a_raw_dataset_is_answered_with_the_folder_of_its_scans(tmp_path: Path) -> None:
+    root = dataset(tmp_path)
+    with pytest.raises(InputError, match="holds no scans itself; give .*imagesTr$"):
+        input_cases(root, ("T1", "FLAIR"))
+    touch(root / "imagesTs" / "a_0000.nii.gz")
+    with pytest.raises(InputError, match="holds no scans itself; give .*imagesTs$"):
+        input_cases(root, ("T1", "FLAIR"))
 
 
 def test_two_files_of_one_channel_are_refused(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_one_case_is_named_after_its_first_file_or_as_told(model: Path, scans: P
     files = {"FLAIR": scans / "a_0001.nii.gz", "t1": scans / "a_0000.nii.gz"}
     infer_one(model, files, tmp_path / "out", DEFAULT)
     infer_one(model, files, tmp_path / "told", DEFAULT, case_id="patient 7")
-    assert names(tmp_path / "out") == ["a_0000.nii.gz", "results.json"]
+    assert names(tmp_path / "out") == ["a.nii.gz", "results.json"]
     assert names(tmp_path / "told") == ["patient 7.nii.gz", "results.json"]
     with pytest.raises(InputError, match=r"case '\.\./x' holds a character that is not allowed"):
         infer_one(model, files, tmp_path / "out", DEFAULT, case_id="../x")
@@ -168,10 +168,10 @@ def test_a_case_without_one_of_its_channels_fails_alone(model: Path, scans: Path
     (scans / "b_0001.nii.gz").unlink()
     results = infer_folder(model, scans, tmp_path / "out", DEFAULT)
     assert [r.status for r in results] == ["ok", "failed", "ok"]
-    assert "case b has the channels 0000; 0000, 0001 are needed" in str(results[1].error)
+    assert "case b lacks FLAIR (b_0001.nii.gz); add it or leave the case out" in str(results[1].error)
     for case in "ac":
         (scans / f"{case}_0001.nii.gz").unlink()
-    with pytest.raises(InputError, match="case a has the channels 0000.*no case of the folder has"):
+    with pytest.raises(InputError, match="case a lacks FLAIR .*no case of the folder has the channels T1, FLAIR"):
         infer_folder(model, scans, tmp_path / "out", DEFAULT)
 
 
@@ -218,8 +218,34 @@ def test_an_output_never_replaces_an_input(model: Path, tmp_path: Path, link: st
 def test_a_probability_map_never_replaces_an_input(model: Path, tmp_path: Path) -> None:
     first, second = write_case(tmp_path / "out" / "probabilities", "a")
     with pytest.raises(InputError, match="would replace this input"):
-        infer_one(model, {"T1": first, "FLAIR": second}, tmp_path / "out", DEFAULT)
+        infer_one(model, {"T1": first, "FLAIR": second}, tmp_path / "out", DEFAULT, case_id="a_0000")
     assert first.is_file()
+
+
+def test_a_file_that_no_run_left_there_is_never_replaced(model: Path, scans: Path, tmp_path: Path) -> None:
+    """`-o labelsTr` must not cost anyone their labels."""
+    labels = tmp_path / "labelsTr"
+    labels.mkdir()
+    (labels / "b.nii.gz").write_bytes(b"an hour of an expert")
+    with pytest.raises(InputError, match="b.nii.gz: is there, and results.json beside it names no such case"):
+        infer_folder(model, scans, labels, DEFAULT)
+    assert names(labels) == ["b.nii.gz"]
+    assert (labels / "b.nii.gz").read_bytes() == b"an hour of an expert"
+    with pytest.raises(InputError, match="holds the scans; give another folder"):
+        infer_folder(model, scans, scans, DEFAULT)
+
+
+def test_one_folder_filled_case_by_case_keeps_every_row(model: Path, scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for case in "ab":
+        files = {"T1": scans / f"{case}_0000.nii.gz", "FLAIR": scans / f"{case}_0001.nii.gz"}
+        infer_one(model, files, out, DEFAULT)
+    rows = json.loads((out / "results.json").read_text())["cases"]
+    assert [(row["case"], row["status"]) for row in rows] == [("a", "ok"), ("b", "ok")]
+    (out / "a.nii.gz").unlink()
+    infer_one(model, files, out, DEFAULT)
+    rows = json.loads((out / "results.json").read_text())["cases"]
+    assert [row["case"] for row in rows] == ["b"]  # no row without its mask, none twice
 
 
 def test_two_cases_of_one_name_are_refused(model: Path, scans: Path, tmp_path: Path) -> None:

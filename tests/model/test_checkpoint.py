@@ -51,7 +51,7 @@ def test_weights_come_back_bit_for_bit(file: Path, plan: Plan) -> None:
     for name, tensor in network.state_dict().items():
         assert torch.equal(loaded[name], tensor)
     with safe_open(file, "pt") as opened:
-        assert opened.metadata() == {"epoch": "8"}
+        assert opened.metadata() == {"strokenet": '{"epoch": "8"}'}
     assert [path.name for path in file.parent.iterdir()] == ["last.safetensors"]
 
 

@@ -244,7 +244,7 @@ def test_every_decision_is_explained() -> None:
     assert all(row.value and row.why for row in rows.values())
     decided = {
         *("orientation", "spacing (mm)", "median shape", "patch", "batch size", "network", "features", "strides"),
-        *("kernels", "normalisation", "mask for it", "batch Dice", "mirror axes", "mask"),
+        *("kernels", "normalisation", "z-score inside the head only", "batch Dice", "mirror axes", "mask"),
     }
     assert set(rows) == decided
     assert rows["spacing (mm)"].value == "4.2 x 0.45 x 0.45"
@@ -253,7 +253,22 @@ def test_every_decision_is_explained() -> None:
     assert f"{24 * 256 * 256 / (33 * 405 * 350):.0%}" in rows["patch"].why
     assert rows["strides"].value.startswith("1 x 1 x 1; 1 x 2 x 2;")
     assert rows["mask"].value == "p > 0.2, 26-connected, > 4 mm3"
-    assert rows["mask for it"].value == "no, no"
+    assert rows["z-score inside the head only"].value == "no"
+    assert rows["mirror axes"].value == "axis 0, axis 1, axis 2"
+
+
+def test_mirror_axes_and_masked_channels_are_named() -> None:
+    sagittal = fingerprint([(256, 230, 40)], [(0.9, 0.9, 4.0)], relative_size=0.5)
+    plan = _plan(sagittal, orientation="RAS", channels=("T1", "CT"))
+
+    def value(plan: Plan, what: str) -> str:
+        return next(decision.value for decision in explain(plan, sagittal) if decision.what == what)
+
+    assert value(plan, "mirror axes") == "left-right"
+    assert plan.transpose == (2, 0, 1)
+    everywhere = replace(plan, mirror_axes=(0, 1, 2))
+    assert value(everywhere, "mirror axes") == "left-right, foot-head, back-front"
+    assert value(plan, "z-score inside the head only") == "T1 yes, CT no"
 
 
 def test_an_explanation_follows_the_plan() -> None:

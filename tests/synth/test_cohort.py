@@ -134,7 +134,7 @@ def test_a_dozen_cases_hold_oblique_anisotropic_and_turned_grids() -> None:
     assert {"RAS", "LAS", "LPS"} <= set(codes)
     assert any(code[2] in "RL" for code in codes)  # a sagittal stack: the axes are permuted too
     assert sum(tilt > 5 for tilt in tilts) >= 1
-    assert sum(max(g.spacing) / min(g.spacing) > 2.5 for g in geometries) == 1
+    assert sum(max(g.spacing) / min(g.spacing) > 2 for g in geometries) == 1
     assert sum(max(g.spacing) / min(g.spacing) < 1.2 for g in geometries) >= 4
     assert max(np.prod(g.shape) for g in geometries) < 700_000
 
