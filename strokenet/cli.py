@@ -236,7 +236,7 @@ def infer(
             results = infer_folder(model, input_dir, out, config, track)
         else:
             results = infer_one(model, files, out, config, track, case_id)
-    show_inference(results, as_json=as_json)
+    show_inference(results, out, as_json=as_json)
     sys.exit(_exit_code(sum(r.status == "ok" for r in results), len(results)))
 
 
@@ -316,4 +316,4 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except (InputError, PlanError, OSError) as error:
-        _fail(str(error), 4)
+        _fail(str(error), getattr(error, "exit_code", 4))

@@ -184,10 +184,13 @@ def show_training(result: TrainResult, *, as_json: bool) -> None:
         show(f"next: strokenet infer {result.folder.root.parent} SCANS -o OUT")
 
 
-def show_inference(results: Sequence[CaseResult], *, as_json: bool) -> None:
-    """One line a case; then the counts."""
+def show_inference(results: Sequence[CaseResult], out: Path, *, as_json: bool) -> None:
+    """One line a case, and where the masks are; as JSON what OUT/results.json holds."""
     if as_json:
-        show_json([asdict(result) for result in results])
+        from strokenet.data.files import read_json
+        from strokenet.infer.outputs import RESULTS
+
+        show_json(read_json(out / RESULTS))
         return
     rows = [
         (
@@ -199,6 +202,7 @@ def show_inference(results: Sequence[CaseResult], *, as_json: bool) -> None:
         for r in results
     ]
     show_table("Inference", ("case", "status", "seconds", "lesion ml", "lesions", "error"), rows)
+    show(f"masks and results.json in {out}")
 
 
 def show_scores(evaluation: Evaluation, *, as_json: bool) -> None:

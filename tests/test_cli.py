@@ -188,7 +188,7 @@ def test_a_control_character_in_a_name_cannot_reach_the_terminal(run: Run, model
 def test_all_good_exits_0(run: Run, model: Path, scans: Path, tmp_path: Path) -> None:
     code, out, _ = run("infer", model, scans, "-o", tmp_path / "out", "--json")
     assert code == 0
-    assert {row["case"]: row["status"] for row in json.loads(out)} == {"a": "ok", "b": "ok"}
+    assert {row["case"]: row["status"] for row in json.loads(out)["cases"]} == {"a": "ok", "b": "ok"}
     assert statuses(tmp_path / "out") == {"a": "ok", "b": "ok"}
 
 

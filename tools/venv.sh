@@ -1,7 +1,11 @@
 # Sourced by the scripts beside it, from the project's root: makes .venv and installs into it.
-# torch comes first and pinned: what pip would choose on its own may bring gigabytes of CUDA.
+# torch comes first and pinned, so that no other package chooses its build for us.
 
-python=${PYTHON:-$(command -v python3.11 || command -v python3)}
+python=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}
+if [ -z "$python" ] || ! "$python" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    echo "error: python3.11 or newer with its venv module is needed, found: ${python:-none}; install it or set PYTHON" >&2
+    exit 2
+fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 
 install_strokenet() { # what to install: "." or ".[test]"

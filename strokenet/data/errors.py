@@ -8,7 +8,11 @@ class InputError(ValueError):
 
     A name from outside may hold line breaks or escape codes of the terminal: what cannot be printed is written as its
     Python escape, so that the message is one line whatever it quotes.
+
+    exit_code: of a command that ends with it.
     """
+
+    exit_code = 4
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))

@@ -29,20 +29,16 @@ _log = logging.getLogger("strokenet")
 class CasesFailed(InputError):
     """Some cases failed; raised when all others are done.
 
-    failures: (case id, one line) of each. total: how many cases there were.
+    failures: (case id, one line) of each. total: how many cases there were. exit_code: 3 where some succeeded, else 4.
     """
 
     def __init__(self, failures: tuple[tuple[str, str], ...], total: int) -> None:
         self.failures = failures
         self.total = total
+        self.exit_code = 4 if len(failures) == total else 3
         reasons = "; ".join(f"{c}: {m}" for c, m in failures[:SHOWN])
         more = f"; and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
         super().__init__(f"{len(failures)} of {total} cases failed: {reasons}{more}")
-
-    @property
-    def none_succeeded(self) -> bool:
-        """True when every case failed."""
-        return len(self.failures) == self.total
 
 
 def for_each_case(

@@ -53,7 +53,7 @@ def test_a_failing_case_is_named_with_its_traceback_and_the_others_finish(caplog
     assert done == [2]
     assert [case for case, _ in caught.value.failures] == ["bad", "worse"]
     assert caught.value.total == 3
-    assert not caught.value.none_succeeded
+    assert caught.value.exit_code == 3
     assert str(caught.value).startswith("2 of 3 cases failed: bad: ValueError: ")
     assert "done.append(math.sqrt(x))" in caplog.text
 
@@ -65,7 +65,7 @@ def test_wrong_input_is_one_line_that_names_the_case_once(caplog: pytest.LogCapt
     with pytest.raises(J.CasesFailed) as caught:
         J.for_each_case(refuse, {"sub-1": 0}, jobs=1, what="x")
     assert caught.value.failures == (("sub-1", "no label; add it"),)
-    assert caught.value.none_succeeded
+    assert caught.value.exit_code == 4
     assert "Traceback" not in caplog.text
 
 

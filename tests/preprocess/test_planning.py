@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from strokenet.data.errors import InputError
+from strokenet.preprocess.jobs import CasesFailed
 from strokenet.preprocess.planning import PlanConfig, plan_workspace, preprocess_workspace
+from strokenet.preprocess.store import Store
 from strokenet.workspace import Workspace
 
 CONFIG = PlanConfig(gpu_memory_gb=0.1, jobs=1)
@@ -74,3 +76,13 @@ def test_the_plan_of_a_trained_model_is_never_replaced(dataset: Path, tmp_path: 
     with pytest.raises(InputError, match="a model was trained here by its plan; choose another -o"):
         plan_workspace(dataset, work, PlanConfig(gpu_memory_gb=0.2, jobs=1))
     assert (work / "plan.json").read_bytes() == before
+
+
+def test_a_bad_case_leaves_the_others_and_says_how_many(dataset: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    plan_workspace(dataset, work, CONFIG)
+    (dataset / "labelsTr" / "b.nii.gz").write_bytes(b"no scan at all, but more than twenty bytes")
+    with pytest.raises(CasesFailed, match="1 of 2 cases failed: b: ") as caught:
+        preprocess_workspace(work, jobs=1)
+    assert caught.value.exit_code == 3  # the command's: some cases failed
+    assert Store(Workspace(work).preprocessed).case_ids() == ("a",)
