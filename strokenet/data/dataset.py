@@ -2,7 +2,7 @@
 
 Comes in: an nnU-Net v2 raw folder (dataset.json, imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz). Goes out: a Dataset
 of checked names and paths, and the folds. A dataset.json may come from a stranger: no path in it leaves the folder.
-What is not built yet (regions, an ignore label, 2d, the cascade) is refused by name.
+What is not built yet (regions, an ignore label, 2d images) is refused by name.
 """
 
 from __future__ import annotations

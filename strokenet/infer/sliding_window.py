@@ -4,7 +4,7 @@ Comes in: a preprocessed image (C, D, H, W). Goes out: logits (K, D, H, W) float
 the peer's grid, are weighted by a Gaussian and averaged; mirrored copies and folds are averaged as logits.
 
 Differs: sums run in float32. The peer sums in float16, where corner logits are rounded to integers (differences up to
-0.48); the field `semantics` of the plan names which is meant.
+0.48). The plan's field `semantics` calls ours "improved"; its "exact" is refused until it is built.
 """
 
 from __future__ import annotations
