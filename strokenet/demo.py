@@ -32,7 +32,7 @@ from strokenet.evaluate.figures import draw_boxes, draw_overlay
 from strokenet.evaluate.records import Evaluation
 from strokenet.evaluate.threshold import Threshold, apply_threshold, fit_threshold
 from strokenet.infer.infer import InferConfig, infer
-from strokenet.model.device import Precision, choose_device, choose_dtype, cpu_has_bfloat16
+from strokenet.model.device import choose_device, choose_dtype
 from strokenet.model.network import build_network
 from strokenet.preprocess.planning import PlanConfig, plan_workspace, preprocess_workspace
 from strokenet.synth.cohort import Cohort, CohortConfig, draw_cohort
@@ -92,7 +92,7 @@ def run_demo(root: Path, config: DemoConfig, track: Track = silent) -> DemoOutco
     cohort = draw_cohort(root / "dataset", drawn, track)
     workspace = _workspace(root / "workspace", cohort, track)
     steps = _train(workspace, config.minutes, config.seed, track)
-    infer(workspace.root, cohort.held_out, root / "predictions", InferConfig(precision=_precision()), track)
+    infer(workspace.root, cohort.held_out, root / "predictions", InferConfig(), track)
     threshold = _threshold_masks(cohort, root / "threshold")
     evaluation = evaluate_paths(
         root / "predictions",
@@ -138,11 +138,6 @@ def narrower(plan: Plan) -> Plan:
     return replace(plan, network=replace(plan.network, features=features))
 
 
-def _precision() -> Precision:
-    """bfloat16 on a CPU that multiplies it itself, where it halves the time of a step; else what the device takes."""
-    return "bf16" if choose_device("auto").type == "cpu" and cpu_has_bfloat16() else "auto"
-
-
 def _train(workspace: Workspace, minutes: float, seed: int, track: Track) -> int:
     """Trains on all cases for about so many minutes; returns the number of steps."""
     plan = workspace.read_plan()
@@ -155,7 +150,6 @@ def _train(workspace: Workspace, minutes: float, seed: int, track: Track) -> int
         iterations=ITERATIONS,
         val_iterations=VAL_ITERATIONS,
         seed=seed,
-        precision=_precision(),
         max_time_minutes=1.5 * minutes + 0.5,  # where the machine slows down after the measurement
     )
     result = train(workspace, config, track)
@@ -165,7 +159,7 @@ def _train(workspace: Workspace, minutes: float, seed: int, track: Track) -> int
 def seconds_a_step(plan: Plan) -> float:
     """Seconds of one training step on this machine, the median of a few, so that the schedule fits the time."""
     device = choose_device("auto")
-    dtype = choose_dtype(_precision(), device)
+    dtype = choose_dtype("auto", device)
     network = build_network(plan).to(device)
     image = torch.randn(plan.batch_size, len(plan.channels), *plan.patch, device=device)
     label = (image[:, 0] > 1).long()
