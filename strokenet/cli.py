@@ -315,5 +315,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except (InputError, PlanError, OSError) as error:
-        _fail(str(error), getattr(error, "exit_code", 4))
+    except InputError as error:
+        _fail(str(error), error.exit_code)
+    except (PlanError, OSError) as error:
+        _fail(str(error), InputError.exit_code)

@@ -94,7 +94,6 @@ def test_a_real_t1_and_flair_pair_runs_through(real_data: Path, tmp_path: Path) 
     dataset = raw_dataset(tmp_path / "Dataset701_MS", ("T1", "FLAIR"), multiple_sclerosis(real_data))
     dice = scores_after_training(dataset, tmp_path, epochs=3, iterations=10, features=8)
     assert len(dice) == 1
-    assert dice[0] <= 1
     losses = [
         float(row["train_loss"])
         for row in csv.DictReader((tmp_path / "work/fold_all/log.csv").read_text().splitlines())
