@@ -22,6 +22,9 @@ Connectivity = Literal[6, 18, 26]
 R = TypeVar("R")
 NetworkKind = Literal["plain", "residual"]
 Normalisation = Literal["zscore", "ct", "none", "rescale_to_0_1", "rgb_to_0_1"]
+NormaliseWhen = Literal["before-resampling", "after-resampling"]
+Averaged = Literal["logits", "probabilities"]
+TileWeights = Literal["peak-10-float16", "peak-1-float32"]
 
 MAX_STAGES = 12
 MAX_EDGE = 2048
@@ -141,6 +144,13 @@ class Plan:
     transpose: order of the (turned) D, H, W axes in the network's input, largest target spacing first.
     spacing (mm), patch, median_shape (voxels): in network axis order. mirror_axes: spatial axes 0, 1, 2 of it.
     batch_dice: the Dice loss sums over the batch before dividing (set when a low-resolution stage would exist).
+    intensity: one record a channel; None where the source recorded none (only "ct" needs it).
+    semantics: "improved" sums the tiles' logits in float32; "exact" repeats the peer's rounding, voxel by voxel.
+
+    What nnU-Net v1 does otherwise, as fields, so that its models keep their answer (defaults: v2):
+    normalise: v1 "after-resampling", and a masked zscore or ct is then 0 outside the head.
+    average: over tiles, mirrored copies and folds; v1 "probabilities", which are then resampled to the scan.
+    tile_weights: v1 "peak-1-float32", and no weights where one tile covers the image.
     """
 
     dataset: str
@@ -156,10 +166,13 @@ class Plan:
     batch_dice: bool
     normalisation: tuple[Normalisation, ...]
     use_mask_for_norm: tuple[bool, ...]
-    intensity: tuple[IntensityStats, ...]
+    intensity: tuple[IntensityStats | None, ...]
     network: NetworkPlan
     mirror_axes: tuple[int, ...]
     semantics: Semantics = "improved"
+    normalise: NormaliseWhen = "before-resampling"
+    average: Averaged = "logits"
+    tile_weights: TileWeights = "peak-10-float16"
     postprocess: PostprocessRule = PostprocessRule()
 
     def __post_init__(self) -> None:
@@ -173,8 +186,13 @@ class Plan:
         _require(values == list(range(len(values))), f"label values {values}; allowed: consecutive from 0")
         _require(self.orientation in get_args(Orientation), f"orientation {self.orientation!r}; use RAS or as-stored")
         _require(self.semantics in get_args(Semantics), f"semantics {self.semantics!r}; allowed: improved, exact")
-        for scheme in self.normalisation:
+        for name, kind in (("normalise", NormaliseWhen), ("average", Averaged), ("tile_weights", TileWeights)):
+            _require(
+                getattr(self, name) in get_args(kind), f"{name} {getattr(self, name)!r}; allowed: {get_args(kind)}"
+            )
+        for scheme, stats in zip(self.normalisation, self.intensity, strict=True):
             _require(scheme in get_args(Normalisation), f"normalisation {scheme!r}; allowed: {get_args(Normalisation)}")
+            _require(scheme != "ct" or stats is not None, "normalisation ct needs the channel's intensity statistics")
         _require(sorted(self.transpose) == [0, 1, 2], f"transpose {self.transpose}; a permutation of 0, 1, 2 is needed")
         for s in self.spacing:
             _require(math.isfinite(s) and 1e-3 < s <= 1e3, f"spacing {self.spacing} mm; allowed: 0.001 to 1000")
@@ -218,7 +236,9 @@ def from_json(data: Any) -> Plan:
     fields = _known_fields(Plan, data, "plan")
     fields["network"] = _record(NetworkPlan, fields.get("network"), "network")
     fields["postprocess"] = _record(PostprocessRule, fields.get("postprocess", {}), "postprocess")
-    fields["intensity"] = tuple(_record(IntensityStats, s, "intensity") for s in _listed(fields, "intensity"))
+    fields["intensity"] = tuple(
+        None if s is None else _record(IntensityStats, s, "intensity") for s in _listed(fields, "intensity")
+    )
     _require(isinstance(fields.get("labels"), dict), "plan labels must be an object of name -> value")
     return _record(Plan, fields, "plan")
 

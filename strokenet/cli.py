@@ -58,8 +58,9 @@ def cli() -> None:
 @_main_options
 def demo(out: Path, minutes: float, seed: int, verbose: int, as_json: bool) -> None:
     """The whole method on an embedded cohort: no download, a score table and pictures at the end."""
-    from strokenet.console import show_demo, tracking
+    from strokenet.console import tracking
     from strokenet.demo import DemoConfig, run_demo
+    from strokenet.report import show_demo
 
     with tracking(_start(verbose)) as track:
         outcome = run_demo(out, DemoConfig(minutes=minutes, seed=seed), track)
@@ -97,8 +98,9 @@ def plan(
     as_json: bool,
 ) -> None:
     """Look at DATASET (an nnU-Net v2 raw folder) and decide how to train."""
-    from strokenet.console import show_plan, tracking
+    from strokenet.console import tracking
     from strokenet.preprocess.planning import PlanConfig, plan_workspace
+    from strokenet.report import show_plan
 
     config = PlanConfig(planner=planner, gpu_memory_gb=gpu_memory, orientation=orientation, jobs=jobs)
     with tracking(_start(verbose)) as track:
@@ -106,14 +108,15 @@ def plan(
     show_plan(planned, as_json=as_json)
 
 
-@cli.command()
+@cli.command(short_help="Bring every case to the plan's grid and intensities.")
 @click.argument("work", type=EXISTING)
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes [default: by cores and free memory].")
 @_main_options
 def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> None:
     """Bring every case of WORK to the plan's grid and intensities."""
-    from strokenet.console import show_preprocessed, tracking
+    from strokenet.console import tracking
     from strokenet.preprocess.planning import preprocess_workspace
+    from strokenet.report import show_preprocessed
 
     with tracking(_start(verbose)) as track:
         done = preprocess_workspace(work, jobs, track)
@@ -174,7 +177,8 @@ def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> Non
 @_main_options
 def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
     """Train one fold of WORK."""
-    from strokenet.console import show_training, tracking
+    from strokenet.console import tracking
+    from strokenet.report import show_training
     from strokenet.train.run import TrainConfig
     from strokenet.train.train import train as run
     from strokenet.workspace import Workspace
@@ -202,6 +206,11 @@ def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
 )
 @click.option("--precision", type=_PRECISION, default="auto", show_default=True, help="Numbers of the network.")
 @click.option("--folds", help="Folds to average, e.g. 0,1,2 [default: all that are trained].")
+@click.option(
+    "--semantics",
+    type=click.Choice(["improved", "exact"]),
+    help="Sum tiles in float32, or round as nnU-Net does [default: the plan's].",
+)
 @click.option("--threshold", type=click.FloatRange(0, 1, max_open=True), help="Lesion above it [default: the plan's].")
 @click.option("--min-volume", "min_volume_mm3", type=click.FloatRange(min=0), help="mm3 [default: the plan's].")
 @click.option("--no-postprocess", is_flag=True, help="Most probable label, nothing removed.")
@@ -223,8 +232,9 @@ def infer(
     **options: Any,
 ) -> None:
     """Segment the scans of INPUT_DIR (CASE_0000.nii.gz ...), or one case given by --t1, --flair, --channel."""
-    from strokenet.console import show_inference, tracking
+    from strokenet.console import tracking
     from strokenet.infer.infer import InferConfig, infer_folder, infer_one
+    from strokenet.report import show_inference
 
     numbers = tuple(folds.split(",")) if folds else None
     config = InferConfig(folds=numbers, postprocess=not no_postprocess, **options)
@@ -250,8 +260,9 @@ def evaluate(
     prediction: Path, reference: Path, out: Path | None, against: Path | None, verbose: int, as_json: bool
 ) -> None:
     """Score PRED against REF: two folders of masks, or two files."""
-    from strokenet.console import show_scores, tracking
+    from strokenet.console import tracking
     from strokenet.evaluate.evaluate import evaluate_paths
+    from strokenet.report import show_scores
 
     with tracking(_start(verbose)) as track:
         evaluation = evaluate_paths(prediction, reference, against=against, out=out, track=track)
@@ -259,12 +270,38 @@ def evaluate(
     sys.exit(_exit_code(len(evaluation.cases), len(evaluation.cases) + len(evaluation.failures)))
 
 
+@cli.command("import-nnunet", short_help="Take over a trained nnU-Net, v1 or v2.")
+@click.argument("source", type=EXISTING)
+@click.option("-o", "--out", type=FOLDER, required=True, help="Model folder to make.")
+@_main_options
+def import_nnunet(source: Path, out: Path, verbose: int, as_json: bool) -> None:
+    """Read SOURCE, the results folder of a trained nnU-Net, v1 or v2, and write it as a model. Runs nothing in it."""
+    from strokenet.nnunet.importing import import_nnunet as run
+    from strokenet.report import show_import
+
+    _start(verbose)
+    show_import(run(source, out), out, as_json=as_json)
+
+
+@cli.command("export-nnunet", short_help="Give a model to nnU-Net v2.")
+@click.argument("model", type=EXISTING)
+@click.option("-o", "--out", type=FOLDER, required=True, help="Results folder to make.")
+@_main_options
+def export_nnunet(model: Path, out: Path, verbose: int, as_json: bool) -> None:
+    """Write MODEL as a results folder for nnUNetv2_predict_from_modelfolder; without weights, its plans alone."""
+    from strokenet.nnunet.export import export_nnunet as run
+    from strokenet.report import show_export
+
+    _start(verbose)
+    show_export(run(model, out), as_json=as_json)
+
+
 @cli.command(short_help="Versions, devices, kernels and self-checks.")
 @_main_options
 def doctor(verbose: int, as_json: bool) -> None:
     """Versions, devices, which kernels run and why, and quick self-checks."""
-    from strokenet.console import show_doctor
     from strokenet.doctor import examine
+    from strokenet.report import show_doctor
 
     _start(verbose)
     report = examine()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,36 +16,9 @@ from rich.text import Text
 
 from strokenet.data.track import Track
 
-if TYPE_CHECKING:
-    from strokenet.demo import DemoOutcome
-    from strokenet.doctor import Report
-    from strokenet.evaluate.records import CaseScore, Comparison, Evaluation, Summaries, Summary
-    from strokenet.infer.infer import CaseResult
-    from strokenet.preprocess.planning import Planned, Preprocessed
-    from strokenet.train.train import TrainResult
-
 Item = TypeVar("Item")
 
-_SHOWN = {  # metric -> its name and digits
-    "dice": ("Dice", 3),
-    "iou": ("IoU", 3),
-    "sensitivity": ("sensitivity", 3),
-    "precision": ("precision", 3),
-    "hd95_mm": ("HD95, mm", 1),
-    "absolute_volume_difference_ml": ("|volume difference|, ml", 2),
-    "volume_difference_ml": ("volume difference, ml", 2),
-    "lesion_count_difference": ("|lesion count difference|", 1),
-    "lesion_f1": ("lesion F1", 3),
-}
-_SCORES = ("Dice", "HD95\nmm", "ref\nml", "pred\nml", "found/\nmissed/\nfalse", "lesion\nF1")
-_FLAGS = {
-    "both_empty": "both masks empty, scored as perfect",
-    "ref_empty": "reference empty but not the prediction",
-    "missed": "prediction empty but not the reference",
-    "missing_prediction": "no prediction, scored as an empty mask",
-}
 _PIPED_WIDTH = 160  # columns where stdout is no terminal and says nothing about its width
-_NOTES = {"missing_prediction": "no file", "both_empty": "both empty", "ref_empty": "ref empty", "missed": "pred empty"}
 _STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red"}
 
 
@@ -137,187 +108,3 @@ def show_error(text: str) -> None:
     """One line on stderr that says what went wrong and how to mend it."""
     line = " ".join(printable(text).split())
     Console(stderr=True, highlight=False).print(Text(f"error: {line}", style="bold red"), soft_wrap=True)
-
-
-def show_plan(planned: Planned, *, as_json: bool) -> None:
-    """Every decision with its reason, and the folds."""
-    from planner.plan import to_json
-    from planner.rules import explain
-    from strokenet.model.figure import network_figure
-
-    if as_json:
-        show_json(to_json(planned.plan))
-        return
-    decisions = explain(planned.plan, planned.fingerprint)
-    show_table(
-        f"Plan of {planned.plan.dataset}", ("what", "value", "why"), [(d.what, d.value, d.why) for d in decisions]
-    )
-    show(f"\n{network_figure(planned.plan)}\n")
-    sizes = ", ".join(f"{len(split.train)}+{len(split.val)}" for split in planned.splits)
-    show(f"folds (train+validate): {sizes}" if sizes else "one subject: no folds, train with --fold all")
-    show(f"written to {planned.workspace.root}; next: strokenet preprocess {planned.workspace.root}")
-
-
-def show_preprocessed(done: Preprocessed, work: Path, *, as_json: bool) -> None:
-    """How many cases were made and how many were there, and the command that trains on them."""
-    from strokenet.data.splits import subject_of
-
-    if as_json:
-        show_json({"made": list(done.made), "kept": list(done.kept)})
-        return
-    show(f"{len(done.made)} cases preprocessed, {len(done.kept)} were there already")
-    subjects = {subject_of(case) for case in (*done.made, *done.kept)}
-    show(f"next: strokenet train {work}{'' if len(subjects) > 1 else ' --fold all'}")
-
-
-def show_training(result: TrainResult, *, as_json: bool) -> None:
-    """Where the weights are and what the last epoch looked like."""
-    last = {k: v for k, v in (result.history[-1] if result.history else {}).items() if v == v}  # JSON has no NaN
-    if as_json:
-        show_json({"folder": result.folder.root.name, "finished": result.finished, "last_epoch": last})
-        return
-    state = "finished" if result.finished else "stopped; --resume goes on"
-    show(f"{result.folder.root}: {state} after {len(result.history)} epochs")
-    if last:
-        show(f"loss {last['train_loss']:.3f}, validation {last['val_loss']:.3f}, pseudo-Dice {last['ema_dice']:.3f}")
-    if result.finished:
-        show(f"next: strokenet infer {result.folder.root.parent} SCANS -o OUT")
-
-
-def show_inference(results: Sequence[CaseResult], out: Path, *, as_json: bool) -> None:
-    """One line a case, and where the masks are; as JSON what OUT/results.json holds."""
-    if as_json:
-        from strokenet.data.files import read_json
-        from strokenet.infer.outputs import RESULTS
-
-        show_json(read_json(out / RESULTS))
-        return
-    rows = [
-        (
-            *(r.case, r.status, f"{r.seconds:.1f}"),
-            "" if r.lesion_volume_ml is None else f"{r.lesion_volume_ml:.2f}",
-            "" if r.lesion_count is None else str(r.lesion_count),
-            r.error or "",
-        )
-        for r in results
-    ]
-    show_table("Inference", ("case", "status", "seconds", "lesion ml", "lesions", "error"), rows)
-    show(f"masks and results.json in {out}")
-
-
-def show_scores(evaluation: Evaluation, *, as_json: bool) -> None:
-    """The cases, what they say together in both conventions, who was empty or failed, and the paired difference."""
-    from strokenet.evaluate.tables import to_json
-
-    if as_json:
-        show_json(to_json(evaluation))
-        return
-    several = len(evaluation.by_label) > 1
-    _show_cases(evaluation.cases, several=several)
-    everyone, diseased = evaluation.summary.all_cases, evaluation.summary.ref_nonempty
-    _show_summary("All cases (empty masks by the ISLES'22 rules)", everyone)
-    if diseased != everyone:
-        _show_summary("Only cases whose reference has a lesion", diseased)
-    elif everyone:
-        show("Every reference has a lesion: over such cases alone the numbers are the same.")
-    if several:
-        _show_labels(evaluation.by_label)
-    for flag, names in evaluation.empty.items():
-        if names:
-            show(f"{_FLAGS[flag]} ({len(names)}): {', '.join(names)}")
-    for failure in evaluation.failures:
-        show(f"failed: {failure.case}: {failure.error}")
-    if evaluation.comparison is not None:
-        _show_difference(evaluation.comparison)
-
-
-def _show_cases(cases: Sequence[CaseScore], *, several: bool) -> None:
-    rows = [
-        (
-            *(row.case, *([row.label] if several else [])),
-            *(f"{row.dice:.3f}", f"{row.hd95_mm:.1f}"),
-            *(f"{row.reference_volume_ml:.2f}", f"{row.prediction_volume_ml:.2f}"),
-            f"{row.lesions_found}/{row.lesions_missed}/{row.lesions_false}",
-            f"{row.lesion_f1:.3f}",
-            "; ".join(note for flag, note in _NOTES.items() if getattr(row, flag)),
-        )
-        for row in cases
-    ]
-    show_table("Scores", ("case", *(["label"] if several else []), *_SCORES, "note"), rows, numbers=_SCORES)
-
-
-def _show_summary(title: str, summary: Mapping[str, Summary]) -> None:
-    rows = []
-    for name, (shown, digits) in _SHOWN.items():
-        if name in summary:
-            s = summary[name]
-            mean, median, q1, q3 = (f"{value:.{digits}f}" for value in (s.mean, s.median, s.q1, s.q3))
-            rows.append((shown, str(s.n), f"{mean}{_interval(s.ci95, digits)}", median, f"{q1} to {q3}"))
-    if rows:
-        columns = ("n", "mean [95 % CI]", "median", "quartiles")
-        show_table(title, ("metric", *columns), rows, numbers=columns)
-    else:
-        show(f"{title}: none")
-
-
-def _show_labels(by_label: Mapping[str, Summaries]) -> None:
-    rows = []
-    for label, summaries in by_label.items():
-        for name in ("dice", "hd95_mm", "lesion_f1"):
-            shown, digits = _SHOWN[name]
-            sets = [s[name] for s in (summaries.all_cases, summaries.ref_nonempty) if name in s]
-            means = [f"{s.mean:.{digits}f}{_interval(s.ci95, digits)}, n = {s.n}" for s in sets]
-            rows.append((label, shown, *means, *["none"] * (2 - len(means))))
-    show_table("By label: mean [95 % CI]", ("label", "metric", "all cases", "reference not empty"), rows)
-
-
-def _show_difference(comparison: Comparison) -> None:
-    rows = []
-    for name, (shown, digits) in _SHOWN.items():
-        if name in comparison.difference:
-            d = comparison.difference[name]
-            mean = f"{d.mean:+.{digits}f}{_interval(d.ci95, digits, sign='+')}"
-            rows.append((shown, str(d.n), mean, f"{d.median:+.{digits}f}"))
-    columns = ("n", "mean [95 % CI]", "median")
-    show_table("Paired difference, PRED minus --against", ("metric", *columns), rows, numbers=columns)
-    missing = comparison.empty["missing_prediction"]
-    if missing:
-        show(f"--against: {_FLAGS['missing_prediction']} ({len(missing)}): {', '.join(missing)}")
-
-
-def _interval(ci95: tuple[float, float] | None, digits: int, sign: str = "") -> str:
-    return "" if ci95 is None else f" [{ci95[0]:{sign}.{digits}f}, {ci95[1]:{sign}.{digits}f}]"
-
-
-def show_doctor(report: Report, *, as_json: bool) -> None:
-    """Versions, devices, the kernels' choices, the self-checks."""
-    if as_json:
-        kernels, checks = ([asdict(row) for row in rows] for rows in (report.kernels, report.checks))
-        show_json({"facts": report.facts, "kernels": kernels, "checks": checks, "healthy": report.healthy})
-        return
-    show_table("Installation", ("what", "value"), list(report.facts.items()))
-    show_table("Kernels", ("operator", "runs", "why"), [(k.operator, k.implementation, k.why) for k in report.kernels])
-    rows = [(check.name, "ok" if check.passed else "FAILED", check.detail) for check in report.checks]
-    show_table("Self-checks", ("check", "result", "detail"), rows)
-
-
-def show_demo(outcome: DemoOutcome, *, as_json: bool) -> None:
-    """The held-out scores, the best threshold beside them, and where the pictures are."""
-    from strokenet.evaluate.tables import to_json
-
-    threshold, comparison = outcome.threshold, outcome.evaluation.comparison
-    assert comparison is not None
-    rule = f"{outcome.channel} {'above' if threshold.above else 'below'} {threshold.value:+.2f} standard deviations"
-    if as_json:
-        facts = {"threshold": rule, "steps": outcome.steps, "seconds": round(outcome.seconds, 1)}
-        show_json({**to_json(outcome.evaluation), "demo": facts})
-        return
-    show_scores(outcome.evaluation, as_json=False)
-    ours, rival = outcome.evaluation.summary.all_cases["dice"], comparison.summary.all_cases["dice"]
-    show(
-        f"held-out Dice {ours.mean:.3f}; best single threshold ({rule}, fitted on the training cases) {rival.mean:.3f}"
-    )
-    show(f"{outcome.steps} training steps, {outcome.seconds:.0f} s in all; drawn heads show learning, not accuracy")
-    show("pictures: " + ", ".join(str(picture) for picture in outcome.pictures))
-    workspace = outcome.root / "workspace"
-    show(f"next, with your own scans: strokenet infer {workspace} --t1 T1.nii.gz --flair FLAIR.nii.gz -o OUT")

@@ -17,10 +17,12 @@ FLOORS = (  # a file imports from its own floor or a lower one
     ("strokenet/__init__", "strokenet/data"),
     ("strokenet/workspace", "strokenet/synth", "strokenet/preprocess"),
     ("strokenet/model",),
+    ("strokenet/nnunet",),
     ("strokenet/infer",),
     ("strokenet/evaluate",),
     ("strokenet/train",),
-    ("strokenet/demo", "strokenet/doctor", "strokenet/console", "strokenet/cli", "strokenet/__main__"),
+    ("strokenet/demo", "strokenet/doctor", "strokenet/console", "strokenet/report"),
+    ("strokenet/cli", "strokenet/__main__"),
 )
 SOURCES = sorted(path for folder in ("planner", "kernels", "strokenet") for path in (ROOT / folder).rglob("*.py"))
 

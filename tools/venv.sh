@@ -6,7 +6,11 @@ if [ -z "$python" ] || ! "$python" -c 'import sys, venv; sys.exit(sys.version_in
     echo "error: python3.11 or newer with its venv module is needed, found: ${python:-none}; install it or set PYTHON" >&2
     exit 2
 fi
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+make_venv() { # folder
+    [ -x "$1/bin/python" ] || "$python" -m venv "$1"
+}
+
+make_venv .venv
 
 install_strokenet() { # what to install: "." or ".[test]"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -c tools/constraints.txt torch

@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from strokenet.data.description import ENDINGS, channel_names, file_ending, json_object, label_values
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json, safe_name
 
-ENDINGS = (".nii.gz", ".nii")
-MAX_CHANNELS = 64
-MAX_LABELS = 256  # masks are written as uint8
 _IMAGE = re.compile(r"(?P<case>.+)_(?P<channel>[0-9]{4})", re.DOTALL)  # a line break is refused, not passed over
 _log = logging.getLogger("strokenet")
 
@@ -66,9 +64,9 @@ def read_dataset(root: Path) -> Dataset:
             f"{where}: not found; a raw dataset contains dataset.json, imagesTr (CASE_0000.nii.gz ...) and labelsTr "
             "(CASE.nii.gz)"
         )
-    description = _object(read_json(where), str(where))
-    ending = _ending(description, where)
-    channels = _channels(description, where)
+    description = json_object(read_json(where), str(where))
+    ending = file_ending(description, where)
+    channels = channel_names(description, where)
     if "dataset" in description:
         cases = _listed_cases(root, description["dataset"], len(channels), where)
     else:
@@ -78,7 +76,7 @@ def read_dataset(root: Path) -> Dataset:
         root=root,
         name=safe_name(root.resolve().name, "dataset"),
         channels=channels,
-        labels=_labels(description, where),
+        labels=label_values(description, where),
         file_ending=ending,
         cases=cases,
     )
@@ -133,7 +131,7 @@ def from_json(value: Any, relative_to: Path) -> Dataset:
         InputError: it was not written by to_json, or names a path outside its root.
     """
     where = "dataset.json of the workspace"
-    fields = _object(value, where)
+    fields = json_object(value, where)
     try:
         root = Path(os.path.normpath(relative_to.resolve() / fields["root"]))
         channels = tuple(str(name) for name in fields["channels"])
@@ -141,8 +139,8 @@ def from_json(value: Any, relative_to: Path) -> Dataset:
             root=root,
             name=safe_name(fields["name"], "dataset"),
             channels=channels,
-            labels=_labels(fields, Path(where)),
-            file_ending=_ending(fields, Path(where)),
+            labels=label_values(fields, Path(where)),
+            file_ending=file_ending(fields, Path(where)),
             cases=tuple(_case_from_json(root, case, len(channels), where) for case in fields["cases"]),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -162,61 +160,6 @@ def _case_from_json(root: Path, fields: Any, channels: int, where: str) -> CaseF
     )
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: a JSON object is needed, got {type(value).__name__}; write {{...}}")
-    return value
-
-
-def _ending(description: Mapping[str, Any], where: Path) -> str:
-    ending = description.get("file_ending")
-    if ending not in ENDINGS:
-        raise InputError(
-            f"{where}: file_ending is {ending!r}; allowed: {', '.join(ENDINGS)} (2d images and other formats are not "
-            "supported, convert them to NIfTI)"
-        )
-    return str(ending)
-
-
-def _channels(description: Mapping[str, Any], where: Path) -> tuple[str, ...]:
-    """In the order of the file, as nnU-Net reads them; keys 0, 1 ... must ascend."""
-    names = description.get("channel_names", description.get("modality"))
-    if not isinstance(names, dict) or not 1 <= len(names) <= MAX_CHANNELS:
-        raise InputError(f'{where}: channel_names is missing or empty; write {{"0": "T1", "1": "FLAIR"}}')
-    if [str(key) for key in names] != [str(index) for index in range(len(names))]:
-        raise InputError(f"{where}: channel_names has the keys {list(names)}; number them from 0 in order")
-    channels = tuple(names.values())
-    if not all(isinstance(name, str) and name.strip() and name.isprintable() for name in channels):
-        raise InputError(f"{where}: channel_names {list(channels)}; give each channel a name of printable text")
-    if len(set(channels)) < len(channels):
-        raise InputError(f"{where}: channel_names {list(channels)} holds a name twice; give each channel its own")
-    return channels
-
-
-def _labels(description: Mapping[str, Any], where: Path) -> dict[str, int]:
-    labels = _object(description.get("labels"), f"{where}: labels")
-    for name, value in labels.items():
-        if isinstance(value, (list, tuple)) and name != "background":
-            raise InputError(
-                f"{where}: label {name!r} is a region {value}; regions are not supported yet, give each label one value"
-            )
-        if name == "ignore":
-            raise InputError(f"{where}: an ignore label is not supported yet; remove it or its voxels")
-        number = isinstance(value, int) or (isinstance(value, str) and value.isdecimal() and len(value) < 9)
-        if isinstance(value, bool) or not number:
-            raise InputError(f'{where}: label {name!r} is {value!r}; write a whole number, as in "lesion": 1')
-    numbers = {str(name): int(value) for name, value in labels.items()}
-    if numbers.get("background") != 0:
-        raise InputError(f'{where}: labels need "background": 0; give all that is no other label this value')
-    if len(numbers) > MAX_LABELS:
-        raise InputError(f"{where}: {len(numbers)} labels; allowed: {MAX_LABELS} with the background, merge some")
-    if len(numbers) < 2 or sorted(numbers.values()) != list(range(len(numbers))):
-        raise InputError(
-            f"{where}: label values {sorted(numbers.values())}; number them from 0 without a gap, two or more"
-        )
-    return numbers
-
-
 def _compare_count(description: Mapping[str, Any], found: int, where: Path) -> None:
     declared = description.get("numTraining")
     if declared is not None and declared != found:
@@ -226,9 +169,9 @@ def _compare_count(description: Mapping[str, Any], found: int, where: Path) -> N
 def _listed_cases(root: Path, listed: Any, channels: int, where: Path) -> tuple[CaseFiles, ...]:
     """The cases of the `dataset` key: {case: {"images": [...], "label": ...}}, paths relative to the folder."""
     cases = []
-    for case_id, files in sorted(_object(listed, f"{where}: dataset").items()):
+    for case_id, files in sorted(json_object(listed, f"{where}: dataset").items()):
         safe_name(case_id, f"{where}: case")
-        images = _object(files, f"{where}: dataset {case_id}").get("images")
+        images = json_object(files, f"{where}: dataset {case_id}").get("images")
         label = files.get("label")
         if not isinstance(images, list) or len(images) != channels or not isinstance(label, str):
             raise InputError(

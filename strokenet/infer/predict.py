@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from planner.plan import Plan, PostprocessRule
+from planner.plan import Plan, PostprocessRule, Semantics
 from strokenet.data.case import Case, case_from_images
 from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
 from strokenet.infer.memory import peak_memory_bytes
 from strokenet.infer.postprocess import lesion_probability, postprocess, softmax
 from strokenet.infer.restore import place_back, place_back_probability, resample_logits
-from strokenet.infer.sliding_window import predict_logits
+from strokenet.infer.sliding_window import WindowRules, predict_logits
 from strokenet.model.checkpoint import Model
 from strokenet.model.device import Precision, choose_dtype
 from strokenet.preprocess.memory import available_bytes
@@ -45,7 +45,7 @@ class InferConfig:
     tta: mirrored copies averaged: none, the plan's axes, or full (all three; refused where training did not mirror
     along all). threshold, min_volume_mm3: replace the plan's rule. postprocess: False takes the most probable label
     and removes nothing. probabilities: also write OUT/probabilities/CASE.nii.gz. folds, device: of `infer`; a Model
-    in memory has them already.
+    in memory has them already. semantics: "exact" repeats nnU-Net's rounding, "improved" sums in float32.
     """
 
     tta: Mirroring = "plan"
@@ -55,11 +55,14 @@ class InferConfig:
     min_volume_mm3: float | None = None
     postprocess: bool = True
     probabilities: bool = False
+    semantics: Semantics | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.tta not in get_args(Mirroring):
             raise InputError(f"--tta {self.tta!r}; allowed: {', '.join(get_args(Mirroring))}")
+        if self.semantics not in (None, *get_args(Semantics)):
+            raise InputError(f"--semantics {self.semantics!r}; allowed: {', '.join(get_args(Semantics))}")
         if self.threshold is not None and not 0 <= self.threshold < 1:  # not: NaN too
             raise InputError(f"--threshold {self.threshold}; allowed: 0 <= threshold < 1")
         if self.min_volume_mm3 is not None and not 0 <= self.min_volume_mm3 < math.inf:
@@ -106,22 +109,32 @@ def predict(model: Model, case: Case, config: InferConfig, track: Track = silent
     assert isinstance(device, torch.device)
     _announce_memory(case, plan)
     prepared = preprocess(case, plan)
-    logits = predict_logits(
+    rules = window_rules(plan, config)
+    answer = predict_logits(
         model.networks,
         torch.from_numpy(prepared.image),
         patch=plan.patch,
         mirror_axes=mirror_axes(plan, config.tta),
-        dtype=choose_dtype(config.precision, device),
+        rules=rules,
+        dtype=_arithmetic(config, rules, device),
         device=device,
         track=track,
     )
-    if not torch.isfinite(logits).all():  # NaN is above no threshold: the mask would be empty and look like an answer
+    if not torch.isfinite(answer).all():  # NaN is above no threshold: the mask would be empty and look like an answer
         raise InputError(f"{case.case_id}: the network's answer holds NaN or infinity; try --precision fp32")
-    probability = _probability(logits.cpu().numpy(), plan, prepared.origin)
-    mask = postprocess(probability, mask_rule(plan, config), case.geometry.voxel_volume_mm3)
+    rule = mask_rule(plan, config)
+    scores, probability = _on_scan(answer.cpu().numpy(), rules, plan, prepared.origin)
+    decisive = scores if rule.threshold is None and not config.probabilities else probability
+    mask = postprocess(decisive, rule, case.geometry.voxel_volume_mm3)
     return Prediction(
         mask=place_back(mask, prepared.origin), probability=place_back_probability(probability, prepared.origin)
     )
+
+
+def window_rules(plan: Plan, config: InferConfig) -> WindowRules:
+    """How tiles are summed: the plan's fields, and --semantics where given."""
+    exact = (config.semantics or plan.semantics) == "exact"
+    return WindowRules(average=plan.average, tile_weights=plan.tile_weights, exact=exact)
 
 
 def mirror_axes(plan: Plan, tta: Mirroring) -> tuple[int, ...]:
@@ -177,9 +190,31 @@ def _announce_memory(case: Case, plan: Plan) -> None:
         _log.warning("%s: about %.1f GB may be needed, %.1f GB are free", case.case_id, peak / 1e9, free / 1e9)
 
 
-def _probability(logits: NDArray[np.float32], plan: Plan, origin: Origin) -> NDArray[np.float32]:
-    """Logits on the plan's grid -> probabilities on the crop's. Two labels need one map: the lesion's."""
-    if len(logits) != 2:
-        return softmax(resample_logits(logits, plan, origin))
-    lesion = lesion_probability(resample_logits(logits[1:] - logits[:1], plan, origin)[0])
-    return np.stack([1 - lesion, lesion])
+def _arithmetic(config: InferConfig, rules: WindowRules, device: torch.device) -> torch.dtype:
+    """The network's arithmetic. "auto" in the exact form is the peer's: float16 on a GPU, float32 elsewhere."""
+    if rules.exact and config.precision == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return choose_dtype(config.precision, device)
+
+
+def _on_scan(
+    answer: NDArray[Any], rules: WindowRules, plan: Plan, origin: Origin
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The network's answer (K, *network) on the crop's own grid: what the most probable label is read from, and
+    probabilities, both (K, *box) float32.
+
+    nnU-Net reads the label from the resampled logits, unless it is asked for probabilities. Two labels need one map,
+    the difference of their logits, except in the exact form, where each is rounded by itself.
+    """
+    if rules.average == "probabilities":
+        probability = resample_logits(answer, plan, origin)
+        return probability, probability
+    if rules.exact:
+        rounded = resample_logits(answer.astype(np.float32), plan, origin).astype(answer.dtype).astype(np.float32)
+        return rounded, softmax(rounded)
+    if len(answer) != 2:
+        logits = resample_logits(answer, plan, origin)
+        return logits, softmax(logits)
+    lesion = lesion_probability(resample_logits(answer[1:] - answer[:1], plan, origin)[0])
+    probability = np.stack([1 - lesion, lesion])
+    return probability, probability

@@ -75,10 +75,6 @@ def load_model(root: Path, *, folds: Sequence[str] | None = None, device: torch.
     if not root.is_dir():
         raise InputError(f"{root}: no such model folder")
     plan = workspace.read_plan()
-    if plan.semantics != "improved":
-        raise InputError(
-            f"{root}: plan.json asks for semantics {plan.semantics!r}, which is not built yet; set it to 'improved'"
-        )
     chosen = _chosen_folds(workspace, folds)
     networks = []
     for fold in chosen:

@@ -1,5 +1,7 @@
 """Preprocess, step 2: intensities onto a common scale, before resampling (Isensee 2021, Methods: "normalisation").
 
+A plan imported from nnU-Net v1 normalises after resampling instead, and there sets the voxels outside to 0.
+
     zscore          (x - mean) / max(std, 1e-8); with use_mask_for_norm of the voxels inside, the others stay
     ct              clip to the dataset's 0.5 and 99.5 percentile, minus its mean, divided by max(its std, 1e-8)
     none            as it is
@@ -23,8 +25,8 @@ def normalise(image: NDArray[np.float32], inside: NDArray[np.bool_], plan: Plan)
     """Every channel normalised by its scheme in the plan.
 
     Args:
-        image: (C, D, H, W) float32, cropped, not resampled.
-        inside: (D, H, W) bool, the voxels that zscore measures where the plan's use_mask_for_norm says so.
+        image: (C, D, H, W) float32, cropped.
+        inside: (D, H, W) bool on the image's grid, the voxels that zscore measures where use_mask_for_norm says so.
 
     Returns:
         a new image, (C, D, H, W) float32.
@@ -37,15 +39,18 @@ def normalise(image: NDArray[np.float32], inside: NDArray[np.bool_], plan: Plan)
     for c, name in enumerate(plan.channels):
         mask = inside if plan.use_mask_for_norm[c] else everywhere
         normalised[c] = _normalise_channel(image[c], mask, plan.normalisation[c], plan.intensity[c], name)
+        if plan.normalise == "after-resampling":
+            normalised[c][~mask] = 0
     return normalised
 
 
 def _normalise_channel(
-    x: NDArray[np.float32], mask: NDArray[np.bool_], scheme: Normalisation, stats: IntensityStats, name: str
+    x: NDArray[np.float32], mask: NDArray[np.bool_], scheme: Normalisation, stats: IntensityStats | None, name: str
 ) -> NDArray[np.float32]:
     if scheme == "zscore":
         return _zscore(x, mask)
     if scheme == "ct":
+        assert stats is not None  # Plan sees to it
         clipped = np.clip(x, np.float32(stats.percentile_00_5), np.float32(stats.percentile_99_5))
         return (clipped - np.float32(stats.mean)) / np.float32(max(stats.std, SMALLEST_SCALE))
     if scheme == "rescale_to_0_1":

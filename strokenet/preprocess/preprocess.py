@@ -3,7 +3,8 @@
     Case --turn--> --crop to nonzero--> --normalise--> --resample--> Prepared
 
 Turned first (orientation, then the plan's axis order), so that everything after speaks the network's axes. Normalised
-before it is resampled, because a resampled mask no longer fits the image. Training and inference share this one path;
+before it is resampled, because a resampled mask no longer fits the image (nnU-Net v1 had it the other way round, and so
+have the plans imported from it). Training and inference share this one path;
 Origin is what infer/restore.py needs to take a result back to the stored grid.
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.plan import Orientation, Plan
+from planner.plan import Orientation, Plan, Spacing, Triple
 from strokenet.data.case import Case
 from strokenet.data.errors import InputError
 from strokenet.data.geometry import AS_STORED, Geometry, Turn, turn_to_ras
@@ -80,18 +81,28 @@ def preprocess(case: Case, plan: Plan) -> Prepared:
         inside = label >= 0  # a labelled voxel counts as inside even where the image is zero
     try:
         shape = new_shape(box.shape, spacing, plan.spacing)
-        image = normalise(image[:, *box.slices], inside, plan)
+        image = _on_plan_grid(image[:, *box.slices], inside, shape, spacing, plan)
     except InputError as error:
         raise InputError(f"{case.case_id}: {error}") from None
     if label is not None:
         label = resample_label(label, shape, spacing, plan.spacing)
     return Prepared(
         case_id=case.case_id,
-        image=resample_image(image, shape, spacing, plan.spacing),
+        image=image,
         label=label,
         foreground={} if label is None else foreground_locations(label, plan.foreground),
         origin=Origin(geometry=case.geometry, turn=turn, box=box),
     )
+
+
+def _on_plan_grid(
+    image: NDArray[np.float32], inside: NDArray[np.bool_], shape: Triple, spacing: Spacing, plan: Plan
+) -> NDArray[np.float32]:
+    """Normalised and resampled, in the plan's order. image (C, *box), inside (*box) -> (C, *shape) float32."""
+    if plan.normalise == "before-resampling":
+        return resample_image(normalise(image, inside, plan), shape, spacing, plan.spacing)
+    weight = resample_image(inside[None].astype(np.float32), shape, spacing, plan.spacing, order=1)
+    return normalise(resample_image(image, shape, spacing, plan.spacing), weight[0] >= 0.5, plan)
 
 
 def case_turn(geometry: Geometry, orientation: Orientation) -> Turn:

@@ -250,7 +250,8 @@ def _change(name: str, before: str | None, now: str) -> str:
 def _initialise(network: UNet, plan: Plan, config: TrainConfig) -> dict[str, str]:
     """Weights of another model with the same shapes; goes out: where they come from, and what became of the heads.
 
-    The heads are kept when the label sets agree; --init-heads new leaves them at random (nnU-Net's rule).
+    The heads are kept when the label sets agree, and one lesion is one lesion whatever its name (models of nnU-Net v1
+    have none); --init-heads new leaves them at random (nnU-Net's rule).
     """
     if config.init is None:
         return {"init": "random", "init_heads": config.init_heads, "heads": "new"}
@@ -262,7 +263,7 @@ def _initialise(network: UNet, plan: Plan, config: TrainConfig) -> dict[str, str
     fold = config.fold if config.fold in folds else folds[0]  # the same fold has not seen our validation cases
     file = source.fold(fold).weights
     assert file is not None
-    keep = config.init_heads == "keep" and dict(source_plan.labels) == dict(plan.labels)
+    keep = config.init_heads == "keep" and _same_labels(source_plan, plan)
     given, own = load_weights(file, source_plan), network.state_dict()
     if not keep:
         given = dict(_body(given))
@@ -272,6 +273,10 @@ def _initialise(network: UNet, plan: Plan, config: TrainConfig) -> dict[str, str
     why = "" if keep or config.init_heads == "new" else f" (its labels are {', '.join(source_plan.labels)})"
     _log.info("initialised from %s, fold %s; heads %s%s", config.init, fold, heads, why)
     return {"init": _name(config.init), "init_heads": config.init_heads, "init_fold": fold, "heads": heads}
+
+
+def _same_labels(source: Plan, target: Plan) -> bool:
+    return dict(source.labels) == dict(target.labels) or source.heads == target.heads == 2
 
 
 def _body(weights: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
@@ -287,10 +292,11 @@ def _require_same_shapes(given: Mapping[str, Tensor], own: Mapping[str, Tensor],
         if _shape(given, name) != _shape(own, name)
     ]
     if wrong:
+        _log.debug("%s: %s", where, "; ".join(wrong))
         more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise InputError(
             f"{where}: {len(wrong)} parameters differ from the plan's network: {', '.join(wrong[:SHOWN])}{more}; "
-            "the two plans must give networks of one shape and the same number of channels"
+            "--init needs the same network and channels; `strokenet adapt` brings one network to another's plan"
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from strokenet.infer.sliding_window import (
     EMPTY_LOGIT,
     importance_map,
-    mirrored_logits,
+    mirrored_average,
     predict_logits,
     tile_grid,
     tile_starts,
@@ -77,9 +77,9 @@ def test_mirroring_makes_the_answer_symmetric() -> None:
     network = build_network(tiny_plan()).eval()
     tile = torch.randn(1, 2, 16, 16, 16)
     with torch.inference_mode():
-        one = mirrored_logits(network, tile, (2,))
-        other = mirrored_logits(network, tile.flip(4), (2,)).flip(4)
-        plain = mirrored_logits(network, tile, ())
+        one = mirrored_average(network, tile, (2,))
+        other = mirrored_average(network, tile.flip(4), (2,)).flip(4)
+        plain = mirrored_average(network, tile, ())
     assert torch.allclose(one, other, atol=1e-5)
     assert not torch.allclose(one, plain, atol=1e-3)
 

@@ -266,9 +266,3 @@ def test_a_plan_that_is_no_json_is_refused(tmp_path: Path) -> None:
     Workspace(tmp_path).plan_file.write_text("{")
     with pytest.raises(InputError, match="no valid JSON"):
         load_model(tmp_path)
-
-
-def test_semantics_that_are_not_built_are_refused_instead_of_replaced(tmp_path: Path) -> None:
-    write_model(tmp_path, tiny_plan(semantics="exact"))
-    with pytest.raises(InputError, match="semantics 'exact', which is not built yet; set it to 'improved'"):
-        load_model(tmp_path)

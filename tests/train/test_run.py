@@ -191,7 +191,7 @@ def test_init_heads_new_is_the_peers_rule(workspace: Workspace, source: Workspac
     assert not equal(heads, given_heads)
 
 
-@pytest.mark.parametrize("labels", [{"background": 0, "core": 1}, {"background": 0, "lesion": 1, "rim": 2}])
+@pytest.mark.parametrize("labels", [{"background": 0, "core": 1, "rim": 2}, {"background": 0, "lesion": 1, "rim": 2}])
 def test_init_takes_new_heads_where_the_labels_differ(
     tmp_path: Path, source: Workspace, labels: dict[str, int], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -201,6 +201,12 @@ def test_init_takes_new_heads_where_the_labels_differ(
     assert equal(body, split_heads(weights(source.fold("0").last))[1])
     assert equal(heads, split_heads(start(workspace))[0])
     assert "heads new (its labels are background, lesion)" in caplog.text
+
+
+def test_init_keeps_the_heads_of_one_lesion_under_another_name(tmp_path: Path, source: Workspace) -> None:
+    """Models of nnU-Net v1 do not say what their labels are called."""
+    workspace = make_workspace(tmp_path, tiny_plan(labels={"background": 0, "core": 1}))
+    assert equal(start(workspace, init=source.root), weights(source.fold("0").last))
 
 
 def replace_rule() -> Any:
@@ -227,7 +233,7 @@ def test_what_a_run_started_from_is_recorded(workspace: Workspace, source: Works
         (
             {"network": tiny_network(features=(4, 12, 8))},
             r"\d+ parameters differ .*encoder\.stages\.1\.0\.convs\.0\.conv\.weight \(8, 4, 3, 3, 3\) there, "
-            r"\(12, 4, 3, 3, 3\) here.* and \d+ more; the two plans",
+            r"\(12, 4, 3, 3, 3\) here.* and \d+ more; --init needs .*strokenet adapt",
         ),
         (
             {"network": tiny_network(decoder_convs=(1, 2))},

@@ -1,0 +1,53 @@
+"""Import: a trained nnU-Net, v1 or v2, as a model folder of ours.
+
+Comes in: a results folder that a stranger may have made. Goes out: MODEL/plan.json and MODEL/fold_K/ with safetensors.
+Everything is read and checked before the first byte is written, and the folder appears in one rename.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from strokenet.data.errors import InputError
+from strokenet.data.files import new_folder
+from strokenet.model.checkpoint import save_weights
+from strokenet.nnunet.foreign import ForeignModel
+from strokenet.nnunet.plans import PLANS
+from strokenet.nnunet.v1 import PLANS as V1_PLANS
+from strokenet.nnunet.v1 import read_v1
+from strokenet.nnunet.v2 import read_v2
+from strokenet.workspace import Workspace
+
+SEARCHED = 4  # folders below the one given, in which a results folder is looked for to name it
+
+
+def import_nnunet(source: Path, out: Path) -> ForeignModel:
+    """Reads the nnU-Net results folder `source` and writes the model folder `out`; `infer` takes it at once.
+
+    Raises:
+        InputError: no nnU-Net model, one that is unsafe, damaged or not supported, or `out` is there already.
+    """
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder; give the results folder of a trained nnU-Net")
+    with new_folder(out) as folder:
+        model = _read(source)
+        workspace = Workspace(folder)
+        workspace.write_plan(model.plan)
+        note = {"source": f"nnU-Net {model.generation}", "trainer": model.trainer}
+        for fold, weights in model.weights.items():
+            files = workspace.fold(fold)
+            save_weights(files.last if model.checkpoint == "final" else files.best, weights, note=note)
+    return model
+
+
+def _read(source: Path) -> ForeignModel:
+    if (source / PLANS).is_file():
+        return read_v2(source)
+    if (source / V1_PLANS).is_file():
+        return read_v1(source)
+    below = [p.parent for depth in range(1, SEARCHED) for n in (PLANS, V1_PLANS) for p in source.glob("*/" * depth + n)]
+    near = (below or [p for p in source.absolute().parents[:2] if (p / PLANS).is_file() or (p / V1_PLANS).is_file()])[
+        :3
+    ]
+    hint = f"; there is one in {', '.join(str(p) for p in near)}" if near else ""
+    raise InputError(f"{source}: neither {PLANS} (nnU-Net v2) nor {V1_PLANS} (v1) is there{hint}")

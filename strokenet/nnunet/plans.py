@@ -1,0 +1,221 @@
+"""plans.json of nnU-Net v2, read as our plan: both forms, with `architecture` (since 2.5) and without.
+
+Comes in: the values of plans.json and dataset.json. Goes out: Plan. A network that is not PlainConvUNet or
+ResidualEncoderUNet of stock blocks, 2D, a cascade, an unknown normalisation: refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from planner import plan as plans
+from planner.plan import MAX_STAGES, Plan, PlanError
+from strokenet.data.description import channel_names, json_object, label_values
+from strokenet.data.errors import InputError
+
+PLANS, DATASET = "plans.json", "dataset.json"
+OWN = "strokenet"  # key of plans.json under which our export keeps what nnU-Net has no word for
+OWN_FIELDS = ("planner", "semantics", "normalise", "average", "tile_weights", "postprocess")
+REORIENTING = "NibabelIOWithReorient"  # the peer's reader that turns to RAS
+NETWORKS = {
+    f"dynamic_network_architectures.architectures.{module}.{name}": kind
+    for module, name, kind in (
+        ("unet", "PlainConvUNet", "plain"),
+        ("unet", "ResidualEncoderUNet", "residual"),
+        ("residual_unet", "ResidualEncoderUNet", "residual"),
+    )
+}
+OLD_NETWORKS = {"PlainConvUNet": "plain", "ResidualEncoderUNet": "residual"}
+SCHEMES = {
+    "ZScoreNormalization": "zscore",
+    "CTNormalization": "ct",
+    "NoNormalization": "none",
+    "RescaleTo01Normalization": "rescale_to_0_1",
+    "RGBTo01Normalization": "rgb_to_0_1",
+}
+PLANNERS = {
+    "ExperimentPlanner": "plain",
+    "nnUNetPlannerResEncM": "resenc-m",
+    "nnUNetPlannerResEncL": "resenc-l",
+    "nnUNetPlannerResEncXL": "resenc-xl",
+}
+STOCK_BLOCK: Mapping[str, tuple[Any, ...]] = {  # what the two networks are built of; anything else is another network
+    "conv_op": ("torch.nn.modules.conv.Conv3d",),
+    "norm_op": ("torch.nn.modules.instancenorm.InstanceNorm3d",),
+    "norm_op_kwargs": ({"eps": 1e-05, "affine": True}, {"affine": True}),
+    "conv_bias": (True,),
+    "dropout_op": (None,),
+    "dropout_op_kwargs": (None, {}),
+    "nonlin": ("torch.nn.LeakyReLU", "torch.nn.modules.activation.LeakyReLU"),
+    "nonlin_kwargs": ({"inplace": True}, {"inplace": False}, {}, {"inplace": True, "negative_slope": 0.01}),
+    "nonlin_first": (False,),
+    "deep_supervision": (True, False),
+}
+RESAMPLING = {
+    "data": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
+    "seg": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
+    "probabilities": {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None},
+}
+
+
+def plan_from_json(
+    stored: Mapping[str, Any],
+    description: Mapping[str, Any],
+    name: str,
+    mirror_axes: tuple[int, ...],
+    source: Path,
+) -> Plan:
+    """Our plan of one configuration of a plans.json. description: the values of dataset.json.
+
+    Raises:
+        InputError: a key is missing or wrong, or the configuration is not supported.
+    """
+    where = source / PLANS
+    channels = channel_names(description, source / DATASET)
+    labels = label_values(description, source / DATASET)
+    try:
+        configuration = configuration_of(stored, name, where)
+        fields = {
+            "dataset": stored["dataset_name"],
+            "planner": PLANNERS.get(stored["experiment_planner_used"], stored["experiment_planner_used"]),
+            "channels": list(channels),
+            "labels": labels,
+            "orientation": "RAS" if stored["image_reader_writer"] == REORIENTING else "as-stored",
+            "transpose": stored["transpose_forward"],
+            "spacing": configuration["spacing"],
+            "median_shape": configuration["median_image_size_in_voxels"],
+            "patch": configuration["patch_size"],
+            "batch_size": configuration["batch_size"],
+            "batch_dice": configuration.get("batch_dice", False),
+            "normalisation": [_scheme(scheme, where) for scheme in configuration["normalization_schemes"]],
+            "use_mask_for_norm": configuration["use_mask_for_norm"],
+            "intensity": _intensity(stored, len(channels)),
+            "network": _network(configuration, where),
+            "mirror_axes": mirror_axes,
+            **_own_fields(stored),
+        }
+        return plans.from_json(fields)
+    except InputError:
+        raise
+    except PlanError as error:
+        raise InputError(f"{where}: {error}") from None
+    except KeyError as error:
+        raise InputError(f"{where}: {name} has no {error}; give the plans.json that nnU-Net wrote") from None
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(f"{where}: cannot be read ({error}); give the plans.json that nnU-Net wrote") from None
+
+
+def configuration_of(stored: Mapping[str, Any], name: str, where: Path) -> dict[str, Any]:
+    """One configuration with what it inherits."""
+    every = json_object(stored.get("configurations"), f"{where}: configurations")
+    chain: list[str] = []
+    parent: Any = name
+    while parent is not None:
+        if parent not in every or parent in chain:
+            raise InputError(f"{where}: configuration {parent!r} is missing or inherits from itself")
+        chain.append(parent)
+        parent = json_object(every[parent], f"{where}: {parent}").get("inherits_from")
+    merged = {key: value for part in reversed(chain) for key, value in every[part].items()}
+    if merged.get("previous_stage"):
+        raise InputError(f"{where}: {chain[0]} is the second stage of a cascade; not supported, use 3d_fullres")
+    if len(merged.get("patch_size", ())) != 3:
+        raise InputError(f"{where}: {chain[0]} has patch {merged.get('patch_size')}; only 3D models are supported")
+    return merged
+
+
+def _scheme(name: Any, where: Path) -> str:
+    if name not in SCHEMES:
+        raise InputError(f"{where}: normalisation {name!r:.80} is not nnU-Net's own; known: {', '.join(SCHEMES)}")
+    return SCHEMES[name]
+
+
+def _intensity(stored: Mapping[str, Any], channels: int) -> list[dict[str, Any] | None]:
+    per_channel = stored.get("foreground_intensity_properties_per_channel")
+    if per_channel is None:  # the name of early v2
+        per_channel = stored["foreground_intensity_properties_by_modality"]
+    return [per_channel[str(channel)] or None for channel in range(channels)]
+
+
+def _own_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What our export added, so that a model that comes back is the one that left."""
+    own = json_object(stored.get(OWN, {}), f"{PLANS}: {OWN}")
+    return {name: own[name] for name in OWN_FIELDS if name in own}
+
+
+def resampling_notes(configuration: Mapping[str, Any]) -> tuple[str, ...]:
+    """A model with its own preprocessor or resampling runs, but not with the same answer to the last digit."""
+    found = [configuration.get("preprocessor_name", "DefaultPreprocessor")]
+    for what in ("data", "probabilities"):
+        usual = RESAMPLING[what]
+        function = configuration.get(f"resampling_fn_{what}", "resample_data_or_seg_to_shape")
+        if configuration.get(f"resampling_fn_{what}_kwargs", usual) != usual:
+            function = f"{function} with its own settings"
+        found.append(function)
+    strange = [str(name) for name in found if name not in ("DefaultPreprocessor", "resample_data_or_seg_to_shape")]
+    return tuple(f"{name} is not nnU-Net's default; here the default runs, answers may differ" for name in strange)
+
+
+def _network(configuration: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """The network's shape, from `architecture` or from the older keys."""
+    if "architecture" not in configuration:
+        return _old_network(configuration, where)
+    architecture = configuration["architecture"]
+    name, shape = architecture["network_class_name"], dict(architecture["arch_kwargs"])
+    kind = NETWORKS.get(name)
+    if kind is None:
+        raise InputError(f"{where}: network {name!r:.120} is not supported; only PlainConvUNet and ResidualEncoderUNet")
+    stages = shape.pop("n_stages")
+    blocks = shape.pop("n_conv_per_stage" if kind == "plain" else "n_blocks_per_stage")
+    fields = _shape(
+        kind,
+        features=_each(shape.pop("features_per_stage"), stages),
+        strides=shape.pop("strides"),
+        kernels=shape.pop("kernel_sizes"),
+        blocks=_each(blocks, stages),
+        decoder=_each(shape.pop("n_conv_per_stage_decoder"), stages - 1),
+    )
+    if "nonlin" not in shape:
+        raise InputError(f"{where}: the network has no nonlin; give the plans.json that nnU-Net wrote")
+    for key, value in shape.items():
+        if value not in STOCK_BLOCK.get(key, (None,)):
+            raise InputError(f"{where}: the network's {key} is {value!r:.100}, not nnU-Net's own; it is not supported")
+    return fields
+
+
+def _old_network(configuration: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    name = configuration["UNet_class_name"]
+    if name not in OLD_NETWORKS:
+        raise InputError(f"{where}: network {name!r:.120} is not supported; only {', '.join(OLD_NETWORKS)}")
+    blocks = configuration["n_conv_per_stage_encoder"]
+    _each(0, len(blocks))
+    base, most = configuration["UNet_base_num_features"], configuration["unet_max_num_features"]
+    return _shape(
+        OLD_NETWORKS[name],
+        features=[min(base * 2**level, most) for level in range(len(blocks))],
+        strides=configuration["pool_op_kernel_sizes"],
+        kernels=configuration["conv_kernel_sizes"],
+        blocks=blocks,
+        decoder=configuration["n_conv_per_stage_decoder"],
+    )
+
+
+def _shape(kind: str, *, features: Any, strides: Any, kernels: Any, blocks: Any, decoder: Any) -> dict[str, Any]:
+    kernels = [_each(kernel, 3) for kernel in kernels]
+    return {
+        "kind": kind,
+        "features": features,
+        "strides": [_each(stride, 3) for stride in strides],
+        "kernels": kernels,
+        "encoder_blocks": blocks,
+        "decoder_convs": decoder,
+        "decoder_kernels": kernels[:-1],  # v2's decoder takes the kernel of the level whose skip it joins
+    }
+
+
+def _each(value: Any, count: int) -> Any:
+    """A single number stands for every level or axis."""
+    if not isinstance(count, int) or not 0 < count <= MAX_STAGES:
+        raise PlanError(f"network has {count!r:.20} stages; allowed: 2 to {MAX_STAGES}")
+    return [value] * count if isinstance(value, int) else value

@@ -1,0 +1,172 @@
+"""What a stranger's pickle can do: hold numbers. Nothing in it runs."""
+
+from __future__ import annotations
+
+import codecs
+import collections
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from strokenet.data.errors import InputError
+from strokenet.nnunet.pickles import load_checkpoint, load_pickle
+
+
+class Touch:
+    """Makes a file when it is unpickled by a loader that runs what it reads."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.path),))
+
+
+class Foreign:
+    """A class that the loader does not know."""
+
+
+def save_zip(path: Path, value: Any) -> None:
+    torch.save(value, path)
+
+
+def save_legacy(path: Path, value: Any) -> None:
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+def save_plain(path: Path, value: Any) -> None:
+    path.write_bytes(pickle.dumps(value, protocol=2))
+
+
+LOADERS = [
+    pytest.param(load_checkpoint, save_zip, id="checkpoint"),
+    pytest.param(load_checkpoint, save_legacy, id="old-checkpoint"),
+    pytest.param(load_checkpoint, save_plain, id="pickle-as-checkpoint"),
+    pytest.param(load_pickle, save_plain, id="pickle"),
+]
+
+
+@pytest.mark.parametrize(("load", "save"), LOADERS)
+def test_a_pickle_that_would_run_does_not(
+    tmp_path: Path, load: Callable[[Path], Any], save: Callable[[Path, Any], None]
+) -> None:
+    save(tmp_path / "file", {"weights": Touch(tmp_path / "made")})
+    with pytest.raises(InputError, match=r"mkdir.*not allowed|cannot be read") as caught:
+        load(tmp_path / "file")
+    assert not (tmp_path / "made").exists()
+    assert "\n" not in str(caught.value)
+    pickle.loads(pickle.dumps(Touch(tmp_path / "made")))  # the trap is one: a loader that runs what it reads falls in
+    assert (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(("load", "save"), LOADERS)
+@pytest.mark.parametrize("value", [Foreign(), np.random.default_rng(0), Path("x"), collections.Counter("abc")])
+def test_foreign_classes_are_refused(
+    tmp_path: Path, load: Callable[[Path], Any], save: Callable[[Path, Any], None], value: Any
+) -> None:
+    save(tmp_path / "file", {"value": value})
+    if isinstance(value, collections.Counter) and load is load_checkpoint and save is not save_plain:
+        assert load(tmp_path / "file")["value"] == value  # torch's own list holds it; it is a dictionary of numbers
+        return
+    with pytest.raises(InputError):
+        load(tmp_path / "file")
+
+
+NUMBERS: dict[str, Any] = {
+    "float64": np.float64(0.25),
+    "float32": np.float32(0.25),
+    "int64": np.int64(-3),
+    "bool": np.bool_(True),
+    "nested": [{"a": np.float64(1.5)}, (1, 2.0, "x", None)],
+}
+
+
+@pytest.mark.parametrize(("load", "save"), LOADERS[:2] + LOADERS[3:])
+def test_numbers_of_numpy_are_read(
+    tmp_path: Path, load: Callable[[Path], Any], save: Callable[[Path, Any], None]
+) -> None:
+    save(tmp_path / "file", NUMBERS)
+    assert load(tmp_path / "file") == NUMBERS
+
+
+def test_arrays_and_ordered_dictionaries_are_read_from_a_pickle(tmp_path: Path) -> None:
+    value = collections.OrderedDict(spacing=np.array([1.0, 2.0, 3.0]), kernels=[[3, 3, 3]])
+    save_plain(tmp_path / "file", value)
+    read = load_pickle(tmp_path / "file")
+    assert type(read) is collections.OrderedDict
+    np.testing.assert_array_equal(read["spacing"], value["spacing"])
+
+
+def test_no_codec_but_latin_1_is_reached(tmp_path: Path) -> None:
+    class Packed:
+        def __reduce__(self) -> Any:
+            return (codecs.encode, ("uryyb", "rot13"))
+
+    save_plain(tmp_path / "file", Packed())
+    with pytest.raises(InputError, match="encodes as 'rot13', which is not allowed"):
+        load_pickle(tmp_path / "file")
+
+
+def test_names_of_numpy_1_are_read(tmp_path: Path) -> None:
+    """Files written before 2024 name numpy.core; numpy 2 writes numpy._core."""
+    content = pickle.dumps({"array": np.arange(3.0), "number": np.float64(2)}, protocol=2)
+    assert b"numpy._core" in content
+    (tmp_path / "file").write_bytes(content.replace(b"numpy._core", b"numpy.core"))
+    assert load_pickle(tmp_path / "file")["array"].tolist() == [0.0, 1.0, 2.0]
+
+
+def test_a_checkpoint_of_numpy_1_is_read(tmp_path: Path) -> None:
+    torch.save({"best": np.float64(0.5)}, tmp_path / "new")
+    with zipfile.ZipFile(tmp_path / "new") as source, zipfile.ZipFile(tmp_path / "old", "w") as target:
+        for entry in source.infolist():
+            target.writestr(entry, source.read(entry).replace(b"numpy._core", b"numpy.core"))
+    assert load_checkpoint(tmp_path / "old") == {"best": 0.5}
+
+
+def test_a_memo_that_asks_for_gigabytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"\x80\x02Kr\xff\xff\xff\x7f.".replace(b"K", b"K\x01"))
+    with pytest.raises(InputError, match="no valid pickle"):
+        load_pickle(tmp_path / "file")
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(1_000_000)}, tmp_path / "plain")
+    with (
+        zipfile.ZipFile(tmp_path / "plain") as source,
+        zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+    assert (tmp_path / "bomb").stat().st_size < 10_000
+    with pytest.raises(InputError, match="compressed archive; torch writes none"):
+        load_checkpoint(tmp_path / "bomb")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"PK\x03\x04", b"hello world", b"\x80\x02]q\x00", bytes(1000)])
+def test_files_that_are_no_pickles_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    for load in (load_checkpoint, load_pickle):
+        with pytest.raises(InputError, match="file: ") as caught:
+            load(tmp_path / "file")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_that_is_no_dictionary_is_refused(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "file")
+    with pytest.raises(InputError, match="holds a list"):
+        load_checkpoint(tmp_path / "file")
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    for load in (load_checkpoint, load_pickle):
+        with pytest.raises(InputError, match="No such file"):
+            load(tmp_path / "none")
+        with pytest.raises(InputError, match="is no regular file"):
+            load(tmp_path)
