@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from strokenet.infer.sliding_window import (
     EMPTY_LOGIT,
+    WindowRules,
     importance_map,
     mirrored_average,
     predict_logits,
@@ -183,3 +184,86 @@ def test_an_empty_image_is_background() -> None:
     assert logits.shape == (2, 10, 20, 30)
     assert (logits[0] == EMPTY_LOGIT).all()
     assert (logits[1] == 0).all()
+
+
+EXACT = WindowRules(exact=True)
+V1 = WindowRules(average="probabilities", tile_weights="peak-1-float32")
+
+
+def naive_exact(networks: list[nn.Module], image: Tensor, patch: tuple[int, int, int]) -> np.ndarray:
+    """The peer's sums in numpy's float16: one tile after the other, each fold to its end, then the folds' mean."""
+    weights = importance_map(patch).numpy().astype(np.float16)
+    answers = []
+    for network in networks:
+        total, norm = np.zeros((2, *image.shape[1:]), np.float16), np.zeros(image.shape[1:], np.float16)
+        for d, h, w in tile_grid(tuple(image.shape[1:]), patch):  # type: ignore[arg-type]
+            box = (slice(None), slice(d, d + patch[0]), slice(h, h + patch[1]), slice(w, w + patch[2]))
+            with torch.no_grad():
+                answer = network(image[box][None])[0].numpy()
+            total[box] = (total[box].astype(np.float32) + answer * weights.astype(np.float32)).astype(np.float16)
+            norm[box[1:]] = (norm[box[1:]].astype(np.float32) + weights.astype(np.float32)).astype(np.float16)
+        answers.append((total.astype(np.float32) / norm.astype(np.float32)).astype(np.float16))
+    if len(answers) == 1:
+        return answers[0]
+    summed = (answers[0].astype(np.float32) + answers[1].astype(np.float32)).astype(np.float16)
+    return (summed.astype(np.float32) / 2).astype(np.float16)
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_the_exact_form_rounds_as_the_peer_does(folds: int) -> None:
+    torch.manual_seed(3)
+    networks = [build_network(tiny_plan()).eval() for _ in range(folds)]
+    image = torch.randn(2, 20, 16, 33)
+    logits = predict_logits(networks, image, patch=(16, 16, 16), rules=EXACT)
+    assert logits.dtype == torch.float16
+    np.testing.assert_array_equal(logits.numpy(), naive_exact(list(networks), image, (16, 16, 16)))
+
+
+def test_the_exact_form_shows_the_peers_integers_in_the_corners() -> None:
+    image = torch.full((1, 16, 16, 16), 0.7)
+    logits = predict_logits([Centre()], image, patch=(16, 16, 16), rules=EXACT)  # type: ignore[list-item]
+    assert (float(logits[0, 0, 0, 0]), float(logits[0, 8, 8, 8])) == (1.0, pytest.approx(0.7, abs=1e-3))
+
+
+def test_the_exact_form_computes_empty_tiles() -> None:
+    network = build_network(tiny_plan()).eval()
+    logits = predict_logits([network], torch.zeros(2, 16, 16, 16), patch=(16, 16, 16), rules=EXACT)
+    with torch.no_grad():
+        assert float((logits.float() - network(torch.zeros(1, 2, 16, 16, 16))[0])[:, 8, 8, 8].abs().max()) < 2e-3
+
+
+def test_models_of_v1_average_probabilities_over_mirrors_tiles_and_folds() -> None:
+    torch.manual_seed(4)
+    networks = [build_network(tiny_plan()).eval() for _ in range(2)]
+    image = torch.randn(2, 16, 16, 24)
+    answer = predict_logits(networks, image, patch=(16, 16, 16), mirror_axes=(0,), rules=V1)
+    delta = np.zeros((16, 16, 16))
+    delta[8, 8, 8] = 1
+    bell = ndimage.gaussian_filter(delta, 2.0, mode="constant")
+    bell = np.maximum(bell / bell.max(), (bell / bell.max())[bell > 0].min())
+    total, norm = np.zeros((2, 16, 16, 24)), np.zeros(24)
+    for start in (0, 8):
+        tile = image[..., start : start + 16][None]
+        with torch.no_grad():
+            pairs = [(n(tile).softmax(1), n(tile.flip(2)).softmax(1).flip(2)) for n in networks]
+        mean = torch.stack([p for pair in pairs for p in pair]).mean(0)[0].double().numpy()
+        total[..., start : start + 16] += mean * bell
+        norm = np.broadcast_to(norm, (16, 16, 24)).copy()
+        norm[..., start : start + 16] += bell
+    np.testing.assert_allclose(answer.numpy(), total / norm, atol=1e-5)
+    np.testing.assert_allclose(answer.sum(0).numpy(), 1, atol=1e-5)
+
+
+def test_one_tile_of_v1_is_not_weighted() -> None:
+    network = build_network(tiny_plan()).eval()
+    image = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(5))
+    answer = predict_logits([network], image, patch=(16, 16, 16), rules=V1)
+    with torch.no_grad():
+        assert torch.equal(answer, network(image[None]).softmax(1)[0])
+
+
+def test_empty_tiles_of_v1_are_background() -> None:
+    network = build_network(tiny_plan()).eval()
+    answer = predict_logits([network], torch.zeros(2, 16, 16, 40), patch=(16, 16, 16), rules=V1)
+    assert (answer[0] == 1).all()
+    assert (answer[1] == 0).all()

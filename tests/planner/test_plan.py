@@ -27,6 +27,8 @@ def nested(part: str, **changes: Any) -> dict[str, Any]:
 def test_json_gives_the_plan_back() -> None:
     plans = [
         tiny_plan(),
+        tiny_plan(normalise="after-resampling", average="probabilities", tile_weights="peak-1-float32"),
+        tiny_plan(intensity=(None, None)),
         tiny_plan(semantics="exact", mirror_axes=(), normalisation=("ct", "none"), use_mask_for_norm=(False, True)),
         tiny_plan(network=tiny_network(kind="residual"), orientation="as-stored", transpose=(2, 0, 1)),
     ]
@@ -61,6 +63,11 @@ REFUSED = [
     (stored(labels={"background": 0, "lesion": True}), "plan labels is {'background': 0, 'lesion': True}"),
     (stored(orientation="LPS"), "plan orientation is 'LPS'; needed: Literal['RAS', 'as-stored']"),
     (stored(semantics="fast"), "plan semantics is 'fast'"),
+    (stored(normalise="never"), "plan normalise is 'never'"),
+    (stored(average="masks"), "plan average is 'masks'"),
+    (stored(tile_weights=1), "plan tile_weights is 1"),
+    (stored(intensity=[None, 3]), "intensity must be a JSON object"),
+    (stored(intensity=[None, None], normalisation=["zscore", "ct"]), "ct needs the channel's intensity statistics"),
     (stored(normalisation=["zscore", "minmax"]), "plan normalisation is ('zscore', 'minmax')"),
     (stored(normalisation=["zscore"]), "plan normalisation has 1 entries for 2 channels"),
     (stored(use_mask_for_norm=[1, 0]), "plan use_mask_for_norm is (1, 0)"),

@@ -68,3 +68,30 @@ def test_rgb_divides_by_255_and_refuses_what_is_no_rgb() -> None:
     np.testing.assert_allclose(_run("rgb_to_0_1"), X / 255)
     with pytest.raises(InputError, match=r"channel T1 has values 0 \.\. 400"):
         _run("rgb_to_0_1", x=X * 10)
+
+
+@pytest.mark.parametrize("scheme", ["zscore", "ct"])
+def test_after_resampling_a_masked_scheme_is_zero_outside(scheme: Normalisation) -> None:
+    """nnU-Net v1 normalises last and empties the outside, which cubic resampling has filled with ripples."""
+    v2 = _run(scheme, mask=True)
+    plan = tiny_plan(
+        channels=("T1",),
+        normalisation=(scheme,),
+        use_mask_for_norm=(True,),
+        intensity=(STATS,),
+        normalise="after-resampling",
+    )
+    y = normalise(X, INSIDE, plan)
+    assert not y[:, ~INSIDE].any()
+    np.testing.assert_array_equal(y[:, INSIDE], v2[:, INSIDE])
+
+
+def test_without_a_mask_the_order_changes_nothing_outside() -> None:
+    plan = tiny_plan(
+        channels=("T1",),
+        normalisation=("zscore",),
+        use_mask_for_norm=(False,),
+        intensity=(None,),
+        normalise="after-resampling",
+    )
+    np.testing.assert_array_equal(normalise(X, INSIDE, plan), _run("zscore"))

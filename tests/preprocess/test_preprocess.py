@@ -158,3 +158,14 @@ def test_locations_are_all_voxels_up_to_ten_thousand_then_a_percent() -> None:
         assert voxels.shape[1] == 3
         assert (label[tuple(voxels.T)] == value).all()
         assert len(np.unique(voxels, axis=0)) == len(voxels)
+
+
+def test_a_plan_of_v1_resamples_first_and_measures_the_resampled_voxels() -> None:
+    """What is measured is then exactly what the network sees: mean 0 and deviation 1 inside, 0 outside."""
+    plan = dataclasses.replace(head_plan(), normalise="after-resampling", use_mask_for_norm=(True, False))
+    image = preprocess(head(), plan).image
+    inside = image[0] != 0
+    assert 0.2 < inside.mean() < 0.95
+    np.testing.assert_allclose([image[0][inside].mean(), image[0][inside].std()], [0, 1], atol=1e-5)
+    np.testing.assert_allclose([image[1].mean(), image[1].std()], [0, 1], atol=1e-5)
+    assert abs(preprocess(head(), head_plan()).image[1].std() - 1) > 0.01  # v2 measured before
