@@ -177,7 +177,7 @@ def _architecture(plan: Plan) -> dict[str, Any]:
             "kernel_sizes": [list(kernel) for kernel in network.kernels],
             "strides": [list(stride) for stride in network.strides],
             blocks: list(network.encoder_blocks),
-            "n_conv_per_stage_decoder": list(network.decoder_convs),
+            "n_conv_per_stage_decoder": list(reversed(network.decoder_convs)),  # the peer counts from the bottleneck
             "conv_bias": True,
             "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
             "norm_op_kwargs": {"eps": 1e-05, "affine": True},

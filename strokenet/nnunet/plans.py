@@ -209,7 +209,7 @@ def _shape(kind: str, *, features: Any, strides: Any, kernels: Any, blocks: Any,
         "strides": [_each(stride, 3) for stride in strides],
         "kernels": kernels,
         "encoder_blocks": blocks,
-        "decoder_convs": decoder,
+        "decoder_convs": decoder[::-1],  # the peer counts from the bottleneck
         "decoder_kernels": kernels[:-1],  # v2's decoder takes the kernel of the level whose skip it joins
     }
 

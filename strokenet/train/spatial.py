@@ -3,7 +3,7 @@
 Comes in: a raw batch whose patches are larger than the network's, so that a rotated corner finds image. Goes out: the
 batch at the network's patch. Samples that are neither turned nor scaled are cut without interpolation.
 
-    source voxel = centre + s R (voxel - centre),   R = R_D R_H R_W, s > 1 shows more of the head (zooms out)
+    source voxel = centre + s R (voxel - centre),   R = R_W R_H R_D, s > 1 shows more of the head (zooms out)
 
 A patch that is more than three times longer than it is thick (thick slices) is only turned and scaled in its plane, by
 any angle ("dummy 2D"): axis D then stays as it is, and interpolation never mixes slices.
@@ -120,7 +120,7 @@ def sample_labels(label: Tensor, grid: Tensor, heads: int) -> Tensor:
 
 def _matrix(draw: SpatialDraw, *, flat: bool) -> NDArray[np.float64]:
     """Patch voxel -> raw voxel, both measured from their centres. (3, 3), column vectors (d, h, w)."""
-    turn = _rotation(0, draw.angles[0]) @ _rotation(1, draw.angles[1]) @ _rotation(2, draw.angles[2])
+    turn = _rotation(2, draw.angles[2]) @ _rotation(1, draw.angles[1]) @ _rotation(0, draw.angles[0])
     scale = np.diag([1.0 if flat else draw.scale, draw.scale, draw.scale])
     return np.asarray(turn @ scale)
 

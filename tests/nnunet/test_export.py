@@ -39,6 +39,7 @@ PLANS = [
         ),
         id="v1",
     ),
+    pytest.param(tiny_plan(network=tiny_network(decoder_convs=(3, 1))), id="uneven-decoder"),
     pytest.param(
         tiny_plan(
             network=tiny_network(kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), decoder_kernels=((1, 3, 3), (3, 3, 3)))
@@ -95,6 +96,13 @@ def test_the_checkpoint_holds_what_the_predictor_reads(tmp_path: Path) -> None:
     assert content["trainer_name"] == "nnUNetTrainer"
     assert content["init_args"]["configuration"] == "3d_fullres"
     assert content["inference_allowed_mirroring_axes"] is None  # an empty tuple makes the peer fail
+
+
+def test_the_decoder_is_listed_from_the_bottleneck_up() -> None:
+    """Our level 0 is the full resolution; the peer's first decoder stage is the deepest."""
+    stored = plans_json(tiny_plan(network=tiny_network(decoder_convs=(3, 1))))
+    kwargs = stored["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert kwargs["n_conv_per_stage_decoder"] == [1, 3]
 
 
 def test_orientation_chooses_the_peers_reader() -> None:

@@ -30,7 +30,7 @@ def source_places(draw: SpatialDraw, patch: Triple, raw: Triple) -> np.ndarray:
     scale = np.diag([1.0 if is_flat(patch) else s, s, s])
     voxels = np.indices(patch).reshape(3, -1).astype(float)
     centred = voxels - (np.array(patch)[:, None] - 1) / 2
-    places = about_d @ about_h @ about_w @ scale @ centred + (np.array(raw)[:, None] - 1) / 2
+    places = about_w @ about_h @ about_d @ scale @ centred + (np.array(raw)[:, None] - 1) / 2
     return places.reshape(3, *patch)
 
 
