@@ -21,10 +21,12 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 def resample_logits(logits: NDArray[np.float32], plan: Plan, origin: Origin) -> NDArray[np.float32]:
     """Logits at the plan's spacing -> at the scan's spacing, on the crop box. (K, *network) -> (K, *box).
 
-    Linear, or in plane and nearest across the slices where the case or the plan is anisotropic (the peer's rule).
+    Linear, or in plane and nearest across the slices where the plan or else the case is anisotropic (the peer's rule).
+    nnU-Net v1, whose models average probabilities, asks the case first.
     """
-    own = origin.turn.permute(origin.geometry.spacing)
-    return resample_image(logits, origin.box.shape, plan.spacing, own, order=1)
+    spacings = (plan.spacing, origin.turn.permute(origin.geometry.spacing))
+    first, then = reversed(spacings) if plan.average == "probabilities" else spacings
+    return resample_image(logits, origin.box.shape, first, then, order=1)
 
 
 def place_back(cropped: NDArray[Scalar], origin: Origin) -> NDArray[Scalar]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from planner.plan import Plan
@@ -32,8 +33,10 @@ class ForeignModel:
     notes: tuple[str, ...] = ()
 
 
-def check_weights(where: str, weights: Mapping[str, Tensor], plan: Plan) -> None:
-    """Names, shapes and numbers against the plan's network.
+def checked_weights(where: str, weights: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+    """Copies in float32, once names, shapes and numbers are those of the plan's network.
+
+    Nothing is computed before the shapes are known: a file can claim any shape without holding its numbers.
 
     Raises:
         InputError: a parameter is missing, unknown, of another shape, or holds NaN or infinity.
@@ -43,15 +46,20 @@ def check_weights(where: str, weights: Mapping[str, Tensor], plan: Plan) -> None
     if missing or unknown:
         raise InputError(
             f"{where}: not the network of its plans: {len(missing)} parameters missing ({_first(missing)}), "
-            f"{len(unknown)} unknown ({_first(unknown)}); only PlainConvUNet and ResidualEncoderUNet are read"
+            f"{len(unknown)} unknown ({_first(unknown)}); only nnU-Net's own networks are read"
         )
+    checked = {}
     for name, shape in shapes.items():
         if tuple(weights[name].shape) != shape:
             raise InputError(
                 f"{where}: {name} is {tuple(weights[name].shape)}, its plans and dataset.json ask for {shape}"
             )
-        if not weights[name].is_floating_point() or not bool(weights[name].isfinite().all()):
-            raise InputError(f"{where}: {name} holds NaN, infinity or whole numbers; the file is damaged")
+        if weights[name].layout != torch.strided or not weights[name].is_floating_point():
+            raise InputError(f"{where}: {name} is no tensor of real numbers; the file is damaged")
+        checked[name] = weights[name].detach().float().clone()
+        if not bool(checked[name].isfinite().all()):
+            raise InputError(f"{where}: {name} holds NaN or infinity; the file is damaged")
+    return checked
 
 
 def _first(names: list[str]) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import collections
 import pickle
 import pickletools
+import re
 import stat
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -19,17 +21,48 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy._core.multiarray import _reconstruct, scalar
 
 from strokenet.data.errors import InputError
 
 MAX_PICKLE_BYTES = 256 * 2**20  # plans.pkl of 655 cases has 100 kB
 MAX_CHECKPOINT_BYTES = 32 * 2**30
-_NUMPY: Mapping[str, Any] = {
-    f"{module}.{name}": value
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-    for name, value in (("scalar", scalar), ("_reconstruct", _reconstruct))
-}
+_NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+_KIND = re.compile(r"[biuf][1248]")
+_NAMED = re.compile(r"unsupported global:? (?:GLOBAL )?(\S+)", re.IGNORECASE)  # torch's refusals
+
+
+class _Kind:
+    """Stands for numpy.dtype, whose own __setstate__ would let a file say that its bytes are pointers."""
+
+    def __init__(self, code: str = "", *_: bool) -> None:
+        if not isinstance(code, str) or _KIND.fullmatch(code) is None:
+            raise pickle.UnpicklingError(f"holds an array of {code!r:.40}, which is not allowed")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", ">", "|", "=") or any(state[2:5]):
+            raise pickle.UnpicklingError("holds an array of fields, which is not allowed")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array(np.ndarray[Any, Any]):
+    """An array that takes its content from bytes of a plain number type alone."""
+
+    def __setstate__(self, state: Any) -> None:
+        version, shape, kind, fortran, content = state
+        if type(kind) is not _Kind or type(content) is not bytes:
+            raise pickle.UnpicklingError("holds an array of objects, which is not allowed")
+        super().__setstate__((version, shape, kind.dtype, fortran, content))
+
+
+def _empty_array(*_: Any) -> _Array:
+    return np.ndarray.__new__(_Array, (0,))
+
+
+def _number(kind: Any, content: Any) -> Any:
+    if type(kind) is not _Kind or type(content) is not bytes or len(content) != kind.dtype.itemsize:
+        raise pickle.UnpicklingError("holds a number that is none")
+    return np.frombuffer(content, kind.dtype)[0]
 
 
 def _latin_1(text: str, encoding: str) -> bytes:
@@ -40,19 +73,16 @@ def _latin_1(text: str, encoding: str) -> bytes:
 
 
 _PICKLE_NAMES: Mapping[str, Any] = {
-    **_NUMPY,
+    **{f"{module}.scalar": _number for module in _NUMPY_MODULES},
+    **{f"{module}._reconstruct": _empty_array for module in _NUMPY_MODULES},
     "_codecs.encode": _latin_1,
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": np.dtype,
+    "numpy.ndarray": object(),  # only ever named as what _reconstruct makes: to call it would read a file's pointers
+    "numpy.dtype": _Kind,
     "collections.OrderedDict": collections.OrderedDict,
 }
-_DTYPES = tuple(
-    type(np.dtype(kind)) for kind in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?")
-)
 _CHECKPOINT_NAMES: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    *((value, name) for name, value in _NUMPY.items() if value is scalar),
-    np.dtype,
-    *_DTYPES,
+    (_Kind, "numpy.dtype"),
+    *((_number, f"{module}.scalar") for module in _NUMPY_MODULES),
 ]
 _BROKEN = (
     RuntimeError,
@@ -146,19 +176,16 @@ def _check_archive(path: Path) -> None:
 
 def _check_memo(content: bytes) -> None:
     """Python's unpickler makes room for the largest memo number that a file names: one byte could ask for 64 GB."""
-    for code, argument, _ in pickletools.genops(content):
-        if "PUT" in code.name and isinstance(argument, int) and argument > len(content):
-            raise ValueError("is no valid pickle")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of strange text in a damaged file
+        for code, argument, _ in pickletools.genops(content):
+            if "PUT" in code.name and isinstance(argument, int) and argument > len(content):
+                raise ValueError("is no valid pickle")
 
 
 def _reason(error: BaseException) -> str:
     """One line: what is wrong with the file."""
-    text = " ".join(str(error).split())
-    if isinstance(error, pickle.UnpicklingError):
-        for mark in ("Unsupported global: GLOBAL ", "Unsupported class "):
-            if mark in text:
-                name = text.split(mark, 1)[1].split()[0]
-                return f"names {name:.120}, which is not allowed (only tensors and numpy numbers are read)"
-    return (
-        f"cannot be read ({type(error).__name__}: {text:.150})" if text else f"cannot be read ({type(error).__name__})"
-    )
+    text = " ".join(str(error).split()).split("WeightsUnpickler error: ")[-1]  # torch puts its advice before it
+    if found := _NAMED.search(text):
+        return f"names {found[1]:.120}, which is not allowed (only tensors and numpy numbers are read)"
+    return f"cannot be read ({type(error).__name__}{f': {text:.150}' if text else ''})"

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from planner.plan import Plan
 from strokenet.data.description import json_object
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json
-from strokenet.nnunet.foreign import ForeignModel, check_weights
+from strokenet.nnunet.foreign import ForeignModel, checked_weights
 from strokenet.nnunet.pickles import load_checkpoint
 from strokenet.nnunet.plans import DATASET, PLANS, configuration_of, plan_from_json, resampling_notes
 
@@ -49,8 +50,7 @@ def read_v2(source: Path) -> ForeignModel:
             notes += resampling_notes(configuration_of(stored, named[1], source / PLANS))
         elif named != first:
             raise InputError(f"{file}: is of {' '.join(named)}, the first fold of {' '.join(first)}; import each alone")
-        weights[fold] = own_names(checkpoint.get("network_weights"), file)
-        check_weights(str(file), weights[fold], plan)
+        weights[fold] = own_weights(checkpoint, plan, file)
     assert plan is not None
     return ForeignModel(
         generation="v2",
@@ -63,23 +63,23 @@ def read_v2(source: Path) -> ForeignModel:
     )
 
 
-def own_names(weights: Any, where: Path) -> dict[str, Tensor]:
+def own_weights(checkpoint: Mapping[str, Any], plan: Plan, where: Path) -> dict[str, Tensor]:
     """Parameters under one name each, float32: nnU-Net stores each block twice and the encoder twice again.
 
     Raises:
-        InputError: no parameters, or two copies of one that differ.
+        InputError: no parameters, others than the plan's network has, or two copies of one that differ.
     """
-    if not isinstance(weights, Mapping) or not weights or not all(isinstance(w, Tensor) for w in weights.values()):
+    stored = checkpoint.get("network_weights")
+    if not isinstance(stored, Mapping) or not stored or not all(isinstance(w, Tensor) for w in stored.values()):
         raise InputError(f"{where}: holds no network_weights; give a checkpoint of nnU-Net v2")
-    found: dict[str, Tensor] = {}
-    for alias, tensor in weights.items():
-        name = _own_name(str(alias))
-        given = tensor.detach().float()
-        if name not in found:
-            found[name] = given.clone()
-        elif given.shape != found[name].shape or not bool((given == found[name]).all()):
+    names = {alias: _own_name(str(alias)) for alias in stored}
+    first = {name: alias for alias, name in reversed(names.items())}
+    weights = checked_weights(str(where), {name: stored[alias] for name, alias in first.items()}, plan)
+    for alias, name in names.items():
+        copy = stored[alias]
+        if copy.shape != weights[name].shape or not torch.equal(copy.float(), weights[name]):
             raise InputError(f"{where}: {alias} differs from its copy {name}; the file is damaged, copy it again")
-    return found
+    return weights
 
 
 def _own_name(alias: str) -> str:

@@ -39,7 +39,7 @@ def normalise(image: NDArray[np.float32], inside: NDArray[np.bool_], plan: Plan)
     for c, name in enumerate(plan.channels):
         mask = inside if plan.use_mask_for_norm[c] else everywhere
         normalised[c] = _normalise_channel(image[c], mask, plan.normalisation[c], plan.intensity[c], name)
-        if plan.normalise == "after-resampling":
+        if plan.normalise == "after-resampling" and plan.normalisation[c] in ("zscore", "ct"):
             normalised[c][~mask] = 0
     return normalised
 

@@ -6,6 +6,8 @@ import codecs
 import collections
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy._core.multiarray import _reconstruct, scalar
 
 from strokenet.data.errors import InputError
 from strokenet.nnunet.pickles import load_checkpoint, load_pickle
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Touch:
@@ -170,3 +175,52 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
             load(tmp_path / "none")
         with pytest.raises(InputError, match="is no regular file"):
             load(tmp_path)
+
+
+class Call:
+    """Pickles as a call of `function` with what BUILD then sets."""
+
+    def __init__(self, function: Any, *arguments: Any, state: Any = None):
+        self.pickled = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> Any:
+        return self.pickled
+
+
+# An 8-byte number that the file calls a pointer: what reads it as an object ends the process.
+HIDDEN = Call(np.dtype, "V8", False, True, state=(3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0))
+DISGUISED = Call(np.dtype, "f8", False, True, state=(3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0))
+BYTES = b"A" * 8
+POINTERS: dict[str, Any] = {
+    "array-call": Call(np.ndarray, (1,), np.dtype("O"), BYTES),
+    "array-of-a-hidden-object": Call(_reconstruct, np.ndarray, (0,), b"b", state=(1, (1,), HIDDEN, False, BYTES)),
+    "array-of-a-disguised-object": Call(_reconstruct, np.ndarray, (0,), b"b", state=(1, (1,), DISGUISED, False, BYTES)),
+    "array-of-objects": Call(_reconstruct, np.ndarray, (0,), b"b", state=(1, (1,), np.dtype("O"), False, [1])),
+    "number-with-a-hidden-object": [Call(scalar, HIDDEN, BYTES)],
+    "number-of-an-object": [Call(scalar, np.dtype("O"), BYTES)],
+    "number-too-long": [Call(scalar, np.dtype("f8"), BYTES * 2)],
+    "huge-array": Call(np.ndarray, (10**11,), np.dtype("f8")),
+}
+
+
+@pytest.mark.parametrize(("load", "save"), LOADERS)
+def test_bytes_are_never_taken_for_objects(
+    tmp_path: Path, load: Callable[[Path], Any], save: Callable[[Path, Any], None]
+) -> None:
+    """In a process of its own: where one of these works, Python does not raise, it ends."""
+    for name, value in POINTERS.items():
+        save(tmp_path / name, {"value": Call(collections.OrderedDict, value)})
+    program = f"""
+from pathlib import Path
+from strokenet.data.errors import InputError
+from strokenet.nnunet.pickles import {load.__name__}
+for path in Path({str(tmp_path)!r}).iterdir():
+    try:
+        repr({load.__name__}(path))
+    except InputError as error:
+        assert "cannot be read" in str(error) or "not allowed" in str(error), error
+        print(path.name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == set(POINTERS)
