@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -13,7 +14,7 @@ from strokenet.data.case import Case, case_from_images
 from strokenet.infer.predict import InferConfig, predict
 from strokenet.infer.restore import place_back, place_back_probability, resample_logits
 from strokenet.preprocess.preprocess import preprocess
-from tests.infer.models import known_model, known_plan, oblique
+from tests.infer.models import head, known_model, known_plan, oblique
 
 ORIENTATIONS = [
     np.array(list(zip(order, flips, strict=True)))
@@ -123,3 +124,17 @@ def test_a_lesion_survives_the_way_there_and_back(
     expected = np.asarray(image.dataobj) > 5.5
     dice = 2 * (found & expected).sum() / (found.sum() + expected.sum())
     assert dice > 0.9
+
+
+def test_a_model_of_v1_asks_the_scan_first_which_axis_is_thick() -> None:
+    """A plan of 5 mm along D, a scan of 5 mm along W: v2 takes whole slices of D, v1 whole slices of W."""
+    case = case_from_images("case", {"T1": (head((6, 20, 22)), np.diag([5.0, 1.1, 1.0, 1.0]))})
+    plan = known_plan(spacing=(5.0, 1.0, 1.0), orientation="as-stored")
+    prepared = preprocess(case, plan)
+    values = np.random.default_rng(0).random((1, *prepared.image.shape[1:]), dtype=np.float32)
+
+    def slices_of_d(plan: Plan) -> int:
+        return int(np.unique(resample_logits(values, plan, prepared.origin)[0], axis=0).shape[0])
+
+    assert slices_of_d(plan) == values.shape[1] == 4
+    assert slices_of_d(replace(plan, average="probabilities")) > 4 * 3

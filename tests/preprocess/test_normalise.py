@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from planner.plan import IntensityStats, Normalisation
+from planner.plan import IntensityStats, Normalisation, NormaliseWhen
 from strokenet.data.errors import InputError
 from strokenet.preprocess.normalise import normalise
 from tests.plans import tiny_plan
@@ -95,3 +97,11 @@ def test_without_a_mask_the_order_changes_nothing_outside() -> None:
         normalise="after-resampling",
     )
     np.testing.assert_array_equal(normalise(X, INSIDE, plan), _run("zscore"))
+
+
+def test_a_channel_that_is_not_normalised_keeps_its_outside_in_either_order() -> None:
+    for when in get_args(NormaliseWhen):
+        plan = tiny_plan(
+            channels=("T1",), normalisation=("none",), use_mask_for_norm=(True,), intensity=(None,), normalise=when
+        )
+        np.testing.assert_array_equal(normalise(X, INSIDE, plan), X)
