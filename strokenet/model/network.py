@@ -69,7 +69,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, D, H, W) -> (N, outputs, D / stride, H / stride, W / stride)."""
-        return self.act(self.conv2(self.conv1(x)) + self.skip(x))  # type: ignore[no-any-return]
+        shortcut = self.skip(x)  # before the main branch: autograd then adds the two in the peer's order
+        return self.act(self.conv2(self.conv1(x)) + shortcut)  # type: ignore[no-any-return]
 
 
 class Projection(nn.Module):
