@@ -1,7 +1,8 @@
-"""The README's Python example runs as it is printed."""
+"""The README's Python example runs as it is printed, and its table of nnU-Net is the one that was measured."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 from tests.infer.models import write_case, write_model
+from tests.peers.table import RESULTS, readme_table
 
 
 def example() -> str:
@@ -31,3 +33,9 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
     voxels, shape = done.stdout.split(maxsplit=1)
     assert voxels.isdecimal()
     assert shape.startswith("(2, ")
+
+
+def test_the_comparison_with_nnunet_is_the_one_that_was_measured() -> None:
+    table = readme_table(json.loads(RESULTS.read_text()))
+    assert table in (ROOT / "README.md").read_text()
+    assert "FAILED" not in table
