@@ -226,7 +226,7 @@ def show_export(exported: Exported, *, as_json: bool) -> None:
     if not exported.folds:
         show(f"no trained fold: plans.json, dataset.json and the fingerprint alone are in {exported.folder}")
         return
-    folds = " ".join(exported.folds)
+    folds = " ".join([fold for fold in exported.folds if fold != "all"] or exported.folds)  # as infer chooses them
     show(f"written to {exported.folder}; next: nnUNetv2_predict_from_modelfolder -m {exported.folder} -f {folds} ...")
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from strokenet.console import show_demo
 from strokenet.data.errors import InputError
 from strokenet.demo import DemoConfig, DemoOutcome, narrower, run_demo
 from strokenet.infer.infer import InferConfig, infer_folder
+from strokenet.report import show_demo
 from strokenet.workspace import Workspace
 from tests.plans import tiny_plan
 

@@ -18,7 +18,7 @@ from strokenet.data.errors import InputError
 PLANS, DATASET = "plans.json", "dataset.json"
 OWN = "strokenet"  # key of plans.json under which our export keeps what nnU-Net has no word for
 OWN_FIELDS = ("planner", "semantics", "normalise", "average", "tile_weights", "postprocess")
-REORIENTING = "NibabelIOWithReorient"  # the peer's reader that turns to RAS
+REORIENTING = ("NibabelIOWithReorient", "SimpleITKIOWithReorient")  # the peer's readers that turn to RAS
 NETWORKS = {
     f"dynamic_network_architectures.architectures.{module}.{name}": kind
     for module, name, kind in (
@@ -82,7 +82,7 @@ def plan_from_json(
             "planner": PLANNERS.get(stored["experiment_planner_used"], stored["experiment_planner_used"]),
             "channels": list(channels),
             "labels": labels,
-            "orientation": "RAS" if stored["image_reader_writer"] == REORIENTING else "as-stored",
+            "orientation": "RAS" if stored["image_reader_writer"] in REORIENTING else "as-stored",
             "transpose": stored["transpose_forward"],
             "spacing": configuration["spacing"],
             "median_shape": configuration["median_image_size_in_voxels"],

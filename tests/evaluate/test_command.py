@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from strokenet.console import show_scores
 from strokenet.evaluate.evaluate import evaluate_paths
 from strokenet.evaluate.tables import to_json
+from strokenet.report import show_scores
 from tests.evaluate.masks import blob, folder, write
 
 NOTHING = np.zeros((9, 8, 7), np.uint8)

@@ -51,9 +51,10 @@ def test_an_imported_model_segments(tmp_path: Path) -> None:
     assert result.status == "ok"
 
 
-def test_a_reader_that_turns_to_ras_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reader", ["NibabelIOWithReorient", "SimpleITKIOWithReorient"])
+def test_a_reader_that_turns_to_ras_is_kept(tmp_path: Path, reader: str) -> None:
     def turning(plans: dict[str, Any]) -> None:
-        plans["image_reader_writer"] = "NibabelIOWithReorient"
+        plans["image_reader_writer"] = reader
 
     import_nnunet(write_folder(tmp_path / "source", change_plans=turning), tmp_path / "model")
     assert Workspace(tmp_path / "model").read_plan().orientation == "RAS"
