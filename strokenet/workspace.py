@@ -26,7 +26,7 @@ from strokenet.data.errors import InputError
 from strokenet.data.files import read_json, write_json
 from strokenet.data.splits import Split
 
-_FOLD = re.compile(r"fold_(\d{1,3}|all)")
+FOLD = re.compile(r"fold_([0-9]{1,3}|all)")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Workspace:
 
     def trained_folds(self) -> tuple[str, ...]:
         """Names of the folds that have weights: numbers ascending, then "all"."""
-        matches = [_FOLD.fullmatch(path.name) for path in self.root.iterdir() if path.is_dir()]
+        matches = [FOLD.fullmatch(path.name) for path in self.root.iterdir() if path.is_dir()]
         names = [match.group(1) for match in matches if match and self.fold(match.group(1)).weights]
         return tuple(sorted(names, key=lambda name: (name == "all", name.zfill(3))))
 
@@ -116,7 +116,7 @@ class Workspace:
         """Raises InputError where plan.json is missing or wrong, and where the folder is a fold of a model."""
         if not self.plan_file.is_file():
             above = Workspace(Path(os.path.normpath(self.root / "..")))
-            if _FOLD.fullmatch(self.root.resolve().name) and above.plan_file.is_file():
+            if FOLD.fullmatch(self.root.resolve().name) and above.plan_file.is_file():
                 raise InputError(f"{self.root}: is a fold of a model; give {above.root}")
             raise InputError(f"{self.root}: no plan.json; run `strokenet plan DATASET -o {self.root}` first")
         try:

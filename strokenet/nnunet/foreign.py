@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from planner.plan import Plan
 from strokenet.data.errors import InputError
 from strokenet.model.checkpoint import expected_shapes
 
+CheckpointKind = Literal["final", "best"]
 SHOWN = 3  # names in a message
 
 
@@ -29,8 +31,23 @@ class ForeignModel:
     configuration: str
     plan: Plan
     weights: Mapping[str, dict[str, Tensor]]
-    checkpoint: Literal["final", "best"]
+    checkpoint: CheckpointKind
     notes: tuple[str, ...] = ()
+
+
+def checkpoints(
+    source: Path, folds: Mapping[str, Path], names: Mapping[CheckpointKind, str]
+) -> tuple[CheckpointKind, dict[str, Path], tuple[str, ...]]:
+    """The folds with a final checkpoint, or where there is none those with a best one; and a note on the others.
+
+    folds: fold -> folder. names: kind -> file name, the one that nnU-Net predicts with first.
+    """
+    for kind, name in names.items():
+        there = {fold: path / name for fold, path in folds.items() if (path / name).is_file()}
+        if there:
+            left = sorted(set(folds) - set(there))
+            return kind, there, (f"fold {', '.join(left)} has no {name} and was left out",) if left else ()
+    raise InputError(f"{source}: no fold_K/{' or '.join(names.values())}; give a trained results folder")
 
 
 def checked_weights(where: str, weights: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from strokenet.nnunet.v1 import read_v1
 from strokenet.nnunet.v2 import read_v2
 from strokenet.workspace import Workspace
 
-SEARCHED = 4  # folders below the one given, in which a results folder is looked for to name it
+SEARCHED = 3  # levels below the folder given, in which a results folder is looked for to name it
 
 
 def import_nnunet(source: Path, out: Path) -> ForeignModel:
@@ -29,8 +29,8 @@ def import_nnunet(source: Path, out: Path) -> ForeignModel:
     """
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give the results folder of a trained nnU-Net")
+    model = _read(source)
     with new_folder(out) as folder:
-        model = _read(source)
         workspace = Workspace(folder)
         workspace.write_plan(model.plan)
         note = {"source": f"nnU-Net {model.generation}", "trainer": model.trainer}
@@ -45,7 +45,9 @@ def _read(source: Path) -> ForeignModel:
         return read_v2(source)
     if (source / V1_PLANS).is_file():
         return read_v1(source)
-    below = [p.parent for depth in range(1, SEARCHED) for n in (PLANS, V1_PLANS) for p in source.glob("*/" * depth + n)]
+    below = [
+        p.parent for depth in range(1, SEARCHED + 1) for n in (PLANS, V1_PLANS) for p in source.glob("*/" * depth + n)
+    ]
     near = (below or [p for p in source.absolute().parents[:2] if (p / PLANS).is_file() or (p / V1_PLANS).is_file()])[
         :3
     ]

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from strokenet.data.description import json_object, label_values
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json
 from strokenet.model.checkpoint import expected_shapes
-from strokenet.nnunet.foreign import ForeignModel, checked_weights
+from strokenet.nnunet.foreign import CheckpointKind, ForeignModel, checked_weights, checkpoints
 from strokenet.nnunet.pickles import load_checkpoint, load_pickle
 from strokenet.nnunet.v1_plans import (
     Trained,
@@ -42,10 +42,7 @@ from strokenet.nnunet.v1_plans import (
 
 PLANS, DATASET, DEBUG = "plans.pkl", "dataset.json", "debug.json"
 MOST_NAME = 200  # characters of a dataset's name
-FILES: tuple[tuple[Literal["final", "best"], str], ...] = (
-    ("final", "model_final_checkpoint.model"),
-    ("best", "model_best.model"),
-)
+FILES: dict[CheckpointKind, str] = {"final": "model_final_checkpoint.model", "best": "model_best.model"}
 # Trainers of nnunet 1.7.1 by what follows "nnUNetTrainer"; a "_copy1" at the end changes nothing.
 _MIRRORING = """
     CE V2 V2_2epochs V2_5epochs V2_5epochs_CEnoDS V2_5epochs_noDS V2_Adam V2_Adam_ReduceOnPlateau
@@ -85,7 +82,8 @@ def read_v1(source: Path) -> ForeignModel:
         InputError: a file is missing, damaged or unsafe, or the model is of a kind that is not supported.
     """
     beside = dictionary(load_pickle(source / PLANS), str(source / PLANS))
-    kind, files, left_out = _checkpoints(source)
+    folds = {m[1] or m[2]: path for path in sorted(source.iterdir()) if (m := _FOLD.fullmatch(path.name))}
+    kind, files, left_out = checkpoints(source, folds, FILES)
     records = {fold: file.with_name(f"{file.name}.pkl") for fold, file in files.items()}
     trained = {fold: _trained(record) for fold, record in records.items()}
     (first, where), *_ = zip(trained.values(), records.values(), strict=True)
@@ -155,18 +153,6 @@ def _own_name(name: str, apart: int) -> str | None:
 
 def _block(stack: str, level: str, number: int, part: str, kind: str) -> str:
     return f"{stack.format(level)}.convs.{number}.{'conv' if part == 'conv' else 'norm'}.{kind}"
-
-
-def _checkpoints(source: Path) -> tuple[Literal["final", "best"], dict[str, Path], tuple[str, ...]]:
-    """The folds with a final checkpoint, or where there is none those with a best one, and which were left out."""
-    paths = sorted(source.iterdir(), key=lambda path: (path.name == "all", path.name))
-    folds = {m[1] or m[2]: path for path in paths if (m := _FOLD.fullmatch(path.name))}
-    for kind, name in FILES:
-        there = {fold: path / name for fold, path in folds.items() if (path / name).is_file()}
-        if there:
-            left = sorted(set(folds) - set(there))
-            return kind, there, (f"fold {', '.join(left)} has no {name} and was left out",) if left else ()
-    raise InputError(f"{source}: no fold_K/{FILES[0][1]} or {FILES[1][1]}; give a trained results folder")
 
 
 def _trained(record: Path) -> Trained:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,12 @@ from planner.plan import Plan
 from strokenet.data.description import json_object
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json
-from strokenet.nnunet.foreign import ForeignModel, checked_weights
+from strokenet.nnunet.foreign import CheckpointKind, ForeignModel, checked_weights, checkpoints
 from strokenet.nnunet.pickles import load_checkpoint
 from strokenet.nnunet.plans import DATASET, PLANS, configuration_of, plan_from_json, resampling_notes
+from strokenet.workspace import FOLD
 
-_FOLD = re.compile(r"fold_(\d{1,3}|all)")
+FILES: dict[CheckpointKind, str] = {"final": "checkpoint_final.pth", "best": "checkpoint_best.pth"}
 _PREFIXES = ("_orig_mod.", "module.")
 _ALIASES = (
     (re.compile(r"^decoder\.encoder\."), "encoder."),
@@ -38,7 +39,8 @@ def read_v2(source: Path) -> ForeignModel:
     """
     stored = json_object(read_json(source / PLANS), str(source / PLANS))
     description = json_object(read_json(source / DATASET), str(source / DATASET))
-    kind, files, notes = _checkpoints(source)
+    folds = {match[1]: path for path in sorted(source.iterdir()) if (match := FOLD.fullmatch(path.name))}
+    kind, files, notes = checkpoints(source, folds, FILES)
     plan: Plan | None = None
     weights, first = {}, ("", "")
     for fold, file in files.items():
@@ -88,20 +90,6 @@ def _own_name(alias: str) -> str:
     for pattern, replacement in _ALIASES:
         alias = pattern.sub(replacement, alias, count=1)
     return alias
-
-
-def _checkpoints(source: Path) -> tuple[Literal["final", "best"], dict[str, Path], tuple[str, ...]]:
-    """The folds with a final checkpoint, or where there is none those with a best one (nnU-Net predicts with final)."""
-    folds = {match[1]: path for path in sorted(source.iterdir()) if (match := _FOLD.fullmatch(path.name))}
-    kinds: tuple[Literal["final", "best"], ...] = ("final", "best")
-    for kind in kinds:
-        files = {fold: path / f"checkpoint_{kind}.pth" for fold, path in folds.items()}
-        there = {fold: file for fold, file in files.items() if file.is_file()}
-        if there:
-            left = sorted(set(folds) - set(there))
-            note = (f"fold {', '.join(left)} has no checkpoint_{kind}.pth and was left out",) if left else ()
-            return kind, there, note
-    raise InputError(f"{source}: no fold_K/checkpoint_final.pth or checkpoint_best.pth; give a trained results folder")
 
 
 def _text(checkpoint: Mapping[str, Any], key: str, where: Path) -> str:
