@@ -29,6 +29,7 @@ TileWeights = Literal["peak-10-float16", "peak-1-float32"]
 MAX_STAGES = 12
 MAX_EDGE = 2048
 MAX_FEATURES = 4096
+LARGEST = 2**53  # whole numbers below it are floats too, to the last digit
 
 
 class PlanError(ValueError):
@@ -180,6 +181,8 @@ class Plan:
         for name in ("normalisation", "use_mask_for_norm", "intensity"):
             given = len(getattr(self, name))
             _require(given == len(self.channels), f"plan {name} has {given} entries for {len(self.channels)} channels")
+        for name in (self.dataset, self.planner, *self.channels, *self.labels):
+            _require(name.isprintable(), f"plan holds the name {name!r:.80}; allowed: text that can be printed")
         values = sorted(self.labels.values())
         _require(self.labels.get("background") == 0, "plan labels need background: 0")
         _require(2 <= len(values) <= 256, f"plan has {len(values)} labels; allowed: 2 to 256 with background")
@@ -285,7 +288,9 @@ def _fits(value: Any, hint: Any) -> bool:
             return False
         wanted = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
         return len(value) == len(wanted) and all(_fits(v, w) for v, w in zip(value, wanted, strict=True))
-    return type(value) in ((float, int) if hint is float else (hint,))
+    if type(value) is int:
+        return hint in (int, float) and abs(value) < LARGEST
+    return type(value) is hint
 
 
 def _named(hint: Any) -> str:
@@ -293,8 +298,12 @@ def _named(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).removeprefix("typing.")
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+def _tuples(value: Any, depth: int = 3) -> Any:
+    """Lists as tuples; no field nests deeper than strides, a list of lists."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    _require(depth > 0, "plan has lists nested deeper than any of its fields")
+    return tuple(_tuples(v, depth - 1) for v in value)
 
 
 def _triple(values: Any) -> Triple:

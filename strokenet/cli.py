@@ -1,6 +1,6 @@
 """The command line: options -> a frozen config -> one library call -> the console. No method lives here.
 
-Exit codes: 0 all good, 1 internal error, 2 usage, 3 some cases failed, 4 none succeeded or bad data, 130/143 signals.
+Exit codes: 0 all good, 1 internal error, 2 usage, 3 some cases failed, 4 none succeeded or bad data, 128 + signal.
 Only click is imported at the top, so that --help answers at once; each command imports its station when it runs.
 """
 
@@ -340,7 +340,9 @@ def main() -> None:
     from planner.plan import PlanError
     from strokenet.data.errors import InputError
 
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has the terminal's end ignored
+            signal.signal(number, _terminate)
     try:
         wanted()
     except ValueError as error:  # before any case is read: a worker would meet it in the middle

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from strokenet.console import show, show_json, show_table
 
@@ -191,29 +191,44 @@ def _interval(ci95: tuple[float, float] | None, digits: int, sign: str = "") -> 
 
 
 def show_import(model: ForeignModel, out: Path, *, as_json: bool) -> None:
-    """What was read of a foreign model, and the command that uses it."""
+    """What was read of a foreign model, and the command that uses it. Spacing, patch and mirroring: network axes."""
     plan = model.plan
-    mirrored = ", ".join("DHW"[axis] for axis in plan.mirror_axes) or "none"
-    facts = {
-        "nnU-Net": model.generation,
+    facts: dict[str, Any] = {
+        "nnunet": model.generation,
         "trainer": model.trainer,
         "configuration": model.configuration,
         "network": f"{plan.network.kind}, {plan.network.stages} stages, features {plan.network.features}",
-        "channels, in order": ", ".join(f"{number} {name}" for number, name in enumerate(plan.channels)),
-        "labels": ", ".join(f"{value} {name}" for name, value in plan.labels.items()),
-        "spacing, mm (D, H, W)": " x ".join(f"{s:g}" for s in plan.spacing),
-        "patch": " x ".join(map(str, plan.patch)),
-        "folds": f"{', '.join(model.weights)} (checkpoint {model.checkpoint})",
-        "mirror axes": mirrored,
+        "channels": list(plan.channels),
+        "labels": dict(plan.labels),
         "orientation": plan.orientation,
+        "network_axes": ["DHW"[axis] for axis in plan.transpose],
+        "spacing_mm": list(plan.spacing),
+        "patch": list(plan.patch),
+        "mirror_axes": ["DHW"[plan.transpose[axis]] for axis in plan.mirror_axes],
+        "folds": list(model.weights),
+        "checkpoint": model.checkpoint,
     }
     if as_json:
         show_json({**facts, "notes": list(model.notes), "model": str(out)})
         return
-    show_table("Imported", ("what", "value"), list(facts.items()))
+    show_table(
+        "Imported", ("what", "value"), [(what.replace("_", " "), _listed(value)) for what, value in facts.items()]
+    )
     for note in model.notes:
         show(f"note: {note}")
     show(f"written to {out}; next: strokenet infer {out} SCANS -o OUT")
+
+
+def _listed(value: Any) -> str:
+    """A text as it is, the entries of a list in their order, a mapping as `value name`."""
+    if isinstance(value, str):
+        return value
+    entries = [f"{number} {name}" for name, number in value.items()] if isinstance(value, dict) else map(_short, value)
+    return ", ".join(entries) or "none"
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def show_export(exported: Exported, *, as_json: bool) -> None:

@@ -29,8 +29,8 @@ def file_ending(description: Mapping[str, Any], where: Path) -> str:
     ending = description.get("file_ending")
     if ending not in ENDINGS:
         raise InputError(
-            f"{where}: file_ending is {ending!r}; allowed: {', '.join(ENDINGS)} (2d images and other formats are not "
-            "supported, convert them to NIfTI)"
+            f"{where}: file_ending is {ending!r:.40}; allowed: {', '.join(ENDINGS)} (2d images and other formats are "
+            "not supported, convert them to NIfTI)"
         )
     return str(ending)
 
@@ -41,12 +41,12 @@ def channel_names(description: Mapping[str, Any], where: Path) -> tuple[str, ...
     if not isinstance(names, dict) or not 1 <= len(names) <= MAX_CHANNELS:
         raise InputError(f'{where}: channel_names is missing or empty; write {{"0": "T1", "1": "FLAIR"}}')
     if [str(key) for key in names] != [str(index) for index in range(len(names))]:
-        raise InputError(f"{where}: channel_names has the keys {list(names)}; number them from 0 in order")
+        raise InputError(f"{where}: channel_names has the keys {list(names)!s:.80}; number them from 0 in order")
     channels = tuple(names.values())
     if not all(isinstance(name, str) and name.strip() and name.isprintable() for name in channels):
-        raise InputError(f"{where}: channel_names {list(channels)}; give each channel a name of printable text")
+        raise InputError(f"{where}: channel_names {list(channels)!s:.80}; give each channel a name of printable text")
     if len(set(channels)) < len(channels):
-        raise InputError(f"{where}: channel_names {list(channels)} holds a name twice; give each channel its own")
+        raise InputError(f"{where}: channel_names {list(channels)!s:.80} holds a name twice; give each channel its own")
     return channels
 
 
@@ -61,13 +61,16 @@ def label_values(description: Mapping[str, Any], where: Path) -> dict[str, int]:
     for name, value in labels.items():
         if isinstance(value, list):
             raise InputError(
-                f"{where}: label {name!r} is a region {value}; regions are not supported yet, give each label one value"
+                f"{where}: label {name!r:.80} is a region {value!s:.80}; regions are not supported yet, give each "
+                "label one value"
             )
+        if not name.strip() or not name.isprintable():
+            raise InputError(f"{where}: label {name!r:.80}; give each label a name of printable text")
         if name == "ignore":
             raise InputError(f"{where}: an ignore label is not supported yet; remove it or its voxels")
         number = isinstance(value, int) or (isinstance(value, str) and value.isdecimal() and len(value) < 9)
         if isinstance(value, bool) or not number:
-            raise InputError(f'{where}: label {name!r} is {value!r}; write a whole number, as in "lesion": 1')
+            raise InputError(f'{where}: label {name!r:.80} is {value!r:.80}; write a whole number, as in "lesion": 1')
     numbers = {str(name): int(value) for name, value in labels.items()}
     if numbers.get("background") != 0:
         raise InputError(f'{where}: labels need "background": 0; give all that is no other label this value')
@@ -75,6 +78,6 @@ def label_values(description: Mapping[str, Any], where: Path) -> dict[str, int]:
         raise InputError(f"{where}: {len(numbers)} labels; allowed: {MAX_LABELS} with the background, merge some")
     if len(numbers) < 2 or sorted(numbers.values()) != list(range(len(numbers))):
         raise InputError(
-            f"{where}: label values {sorted(numbers.values())}; number them from 0 without a gap, two or more"
+            f"{where}: label values {sorted(numbers.values())!s:.80}; number them from 0 without a gap, two or more"
         )
     return numbers

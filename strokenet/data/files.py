@@ -12,7 +12,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +46,37 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`, which becomes `path` when the block ends well, and is gone otherwise.
 
+    So are the folders above that were made for it. The caller flushes what it writes; here the rename is flushed.
+
     Raises:
-        InputError: `path` is there and not an empty folder, or its place cannot be written.
+        InputError: `path` is there and not an empty folder, is where the command runs, or its place cannot be written.
     """
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise InputError(f"{path}: is there already; choose another -o or remove it first")
-    temporary = path.with_name(f".{secrets.token_hex(6)}.{path.name}")
+    final = Path(os.path.abspath(path))  # "." and ".." have no name to put a temporary one beside
+    temporary = final.with_name(f".{secrets.token_hex(6)}.{final.name}")
+    made: list[Path] = []
     try:
+        _require_free(final, path)
+        made = [folder for folder in final.parents if not folder.exists()]
         temporary.mkdir(parents=True)
         yield temporary
-        os.replace(temporary, path)
-        _flush(path.parent)
+        _flush(temporary)
+        os.replace(temporary, final)
+        _flush(final.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another -o") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):  # the first that is not empty: all went well, or someone else has put something there
+            for folder in made:
+                folder.rmdir()
+
+
+def _require_free(folder: Path, given: Path) -> None:
+    if folder == Path.cwd():
+        raise InputError(f"{given}: is the folder that the command runs in; give the name of a new one as -o")
+    empty = folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
+    if os.path.lexists(folder) and not empty:
+        raise InputError(f"{given}: is there already; choose another -o or remove it first")
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:

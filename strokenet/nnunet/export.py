@@ -18,17 +18,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from planner import fingerprint as fingerprints
 from planner.fingerprint import Fingerprint
 from planner.plan import Plan
 from strokenet import __version__
 from strokenet.data.errors import InputError
-from strokenet.data.files import new_folder, write_json
+from strokenet.data.files import new_folder, replacing, write_json
 from strokenet.model.checkpoint import load_weights
-from strokenet.nnunet.plans import DATASET, NETWORKS, OWN, OWN_FIELDS, PLANNERS, PLANS, REORIENTING, RESAMPLING, SCHEMES
+from strokenet.nnunet.plans import (
+    DATASET,
+    NETWORKS,
+    OWN,
+    OWN_FIELDS,
+    PLANNERS,
+    PLANS,
+    REORIENTING,
+    RESAMPLE,
+    RESAMPLING,
+    SCHEMES,
+)
 from strokenet.workspace import Workspace
 
 CONFIGURATION = "3d_fullres"
 TRAINER = "nnUNetTrainer"
+CHECKPOINT = "checkpoint_final.pth"
 FINGERPRINT = "dataset_fingerprint.json"
 PLANS_NAMES = {
     "plain": "nnUNetPlans",
@@ -52,11 +65,11 @@ def export_nnunet(root: Path, out: Path) -> Exported:
     """Writes the model or workspace `root` as the nnU-Net results folder `out`.
 
     Raises:
-        InputError: no plan, damaged weights, a decoder that v2 cannot build, or `out` is there already.
+        InputError: no plan, damaged weights, a decoder that v2 cannot build, a label called ignore, or `out` is there.
     """
     workspace = Workspace(root)
     plan = workspace.read_plan()
-    _check_decoder(plan, root)
+    _check_supported(plan, root)
     fingerprint = workspace.read_fingerprint() if workspace.fingerprint_file.is_file() else None
     stored, description = plans_json(plan, fingerprint), dataset_json(plan, fingerprint)
     folds = workspace.trained_folds()
@@ -68,9 +81,9 @@ def export_nnunet(root: Path, out: Path) -> Exported:
         for fold in folds:
             file = workspace.fold(fold).weights
             assert file is not None
-            (folder / f"fold_{fold}").mkdir()
             checkpoint = _checkpoint(load_weights(file, plan), plan, fold, stored, description)
-            torch.save(checkpoint, folder / f"fold_{fold}" / "checkpoint_final.pth")
+            with replacing(folder / f"fold_{fold}" / CHECKPOINT) as temporary, temporary.open("wb") as stream:
+                torch.save(checkpoint, stream)  # given a path, torch tells a full disk as an internal error
     return Exported(folder=out, folds=folds, notes=_notes(plan) if folds else ())
 
 
@@ -144,7 +157,6 @@ def _checkpoint(
 
 
 def _configuration(plan: Plan) -> dict[str, Any]:
-    resampling = "resample_data_or_seg_to_shape"
     return {
         "data_identifier": f"{PLANS_NAMES.get(plan.planner, 'nnUNetPlans')}_{CONFIGURATION}",
         "preprocessor_name": "DefaultPreprocessor",
@@ -154,11 +166,11 @@ def _configuration(plan: Plan) -> dict[str, Any]:
         "spacing": list(plan.spacing),
         "normalization_schemes": [_names(SCHEMES)[scheme] for scheme in plan.normalisation],
         "use_mask_for_norm": list(plan.use_mask_for_norm),
-        "resampling_fn_data": resampling,
-        "resampling_fn_seg": resampling,
+        "resampling_fn_data": RESAMPLE,
+        "resampling_fn_seg": RESAMPLE,
         "resampling_fn_data_kwargs": RESAMPLING["data"],
         "resampling_fn_seg_kwargs": RESAMPLING["seg"],
-        "resampling_fn_probabilities": resampling,
+        "resampling_fn_probabilities": RESAMPLE,
         "resampling_fn_probabilities_kwargs": RESAMPLING["probabilities"],
         "architecture": _architecture(plan),
         "batch_dice": plan.batch_dice,
@@ -206,12 +218,14 @@ def _medians(plan: Plan, fingerprint: Fingerprint | None) -> tuple[list[float], 
 
 
 def _fingerprint_json(fingerprint: Fingerprint) -> dict[str, Any]:
-    from planner.fingerprint import to_json
-
-    return {key: value for key, value in to_json(fingerprint).items() if key != "cases"}
+    return {key: value for key, value in fingerprints.to_json(fingerprint).items() if key != "cases"}
 
 
-def _check_decoder(plan: Plan, root: Path) -> None:
+def _check_supported(plan: Plan, root: Path) -> None:
+    if "ignore" in plan.labels:
+        raise InputError(
+            f'{root}: nnU-Net leaves the label "ignore" out of training and answer; rename it in plan.json'
+        )
     if plan.network.decoder_kernels != plan.network.kernels[:-1]:
         raise InputError(
             f"{root}: its decoder has kernels {plan.network.decoder_kernels} beside an encoder with "

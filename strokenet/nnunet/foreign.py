@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from planner.plan import Plan
 from strokenet.data.errors import InputError
@@ -16,6 +17,7 @@ from strokenet.model.checkpoint import expected_shapes
 
 CheckpointKind = Literal["final", "best"]
 SHOWN = 3  # names in a message
+_NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)  # the last: counters of a norm
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,10 +52,37 @@ def checkpoints(
     raise InputError(f"{source}: no fold_K/{' or '.join(names.values())}; give a trained results folder")
 
 
+def parameters(value: Any, file: Path) -> dict[str, Tensor]:
+    """The state dict of a checkpoint as plain tensors on the CPU, whose numbers the file really holds.
+
+    A file can make a tensor of a strange kind, one that says to be larger than its numbers, or a dictionary and a
+    Parameter with methods of their own: everything is taken by the methods of the types themselves.
+
+    Raises:
+        InputError: no dictionary of names and tensors, an empty one, or a tensor that is not plain.
+    """
+    if not isinstance(value, dict) or not dict.__len__(value):
+        raise InputError(f"{file}: holds no parameters of a network; give a checkpoint that nnU-Net wrote")
+    found, storages = {}, {}
+    for name, tensor in dict.items(value):
+        plain = torch.Tensor.detach(tensor) if type(tensor) in (Tensor, Parameter) else None
+        if not isinstance(name, str) or plain is None or not _is_plain(plain):
+            raise InputError(f"{file}: {name!s:.100} is no plain tensor of numbers; the file is damaged")
+        found[name] = plain
+        storages[plain.untyped_storage().data_ptr()] = plain.untyped_storage().nbytes()
+    if sum(storages.values()) > file.stat().st_size:
+        raise InputError(f"{file}: holds fewer numbers than its parameters need; download or copy it again")
+    return found
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _NUMBERS:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
 def checked_weights(where: str, weights: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     """Copies in float32, once names, shapes and numbers are those of the plan's network.
-
-    Nothing is computed before the shapes are known: a file can claim any shape without holding its numbers.
 
     Raises:
         InputError: a parameter is missing, unknown, of another shape, or holds NaN or infinity.
@@ -71,9 +100,9 @@ def checked_weights(where: str, weights: Mapping[str, Tensor], plan: Plan) -> di
             raise InputError(
                 f"{where}: {name} is {tuple(weights[name].shape)}, its plans and dataset.json ask for {shape}"
             )
-        if weights[name].layout != torch.strided or not weights[name].is_floating_point():
-            raise InputError(f"{where}: {name} is no tensor of real numbers; the file is damaged")
-        checked[name] = weights[name].detach().float().clone()
+        if not weights[name].is_floating_point():
+            raise InputError(f"{where}: {name} holds whole numbers; the file is damaged")
+        checked[name] = weights[name].float().clone()
         if not bool(checked[name].isfinite().all()):
             raise InputError(f"{where}: {name} holds NaN or infinity; the file is damaged")
     return checked

@@ -11,7 +11,7 @@ from pathlib import Path
 from strokenet.data.errors import InputError
 from strokenet.data.files import new_folder
 from strokenet.model.checkpoint import save_weights
-from strokenet.nnunet.foreign import ForeignModel
+from strokenet.nnunet.foreign import SHOWN, ForeignModel
 from strokenet.nnunet.plans import PLANS
 from strokenet.nnunet.v1 import PLANS as V1_PLANS
 from strokenet.nnunet.v1 import read_v1
@@ -27,6 +27,8 @@ def import_nnunet(source: Path, out: Path) -> ForeignModel:
     Raises:
         InputError: no nnU-Net model, one that is unsafe, damaged or not supported, or `out` is there already.
     """
+    if source.is_file():
+        raise InputError(f"{source}: is a file; give the results folder of a trained nnU-Net, an archive unpacked")
     if not source.is_dir():
         raise InputError(f"{source}: no such folder; give the results folder of a trained nnU-Net")
     model = _read(source)
@@ -45,11 +47,14 @@ def _read(source: Path) -> ForeignModel:
         return read_v2(source)
     if (source / V1_PLANS).is_file():
         return read_v1(source)
-    below = [
-        p.parent for depth in range(1, SEARCHED + 1) for n in (PLANS, V1_PLANS) for p in source.glob("*/" * depth + n)
-    ]
-    near = (below or [p for p in source.absolute().parents[:2] if (p / PLANS).is_file() or (p / V1_PLANS).is_file()])[
-        :3
-    ]
-    hint = f"; there is one in {', '.join(str(p) for p in near)}" if near else ""
+    near = [path for path in _below(source) + list(source.absolute().parents[:2]) if _is_results_folder(path)]
+    hint = f"; there is one in {', '.join(str(path) for path in near[:SHOWN])}" if near else ""
     raise InputError(f"{source}: neither {PLANS} (nnU-Net v2) nor {V1_PLANS} (v1) is there{hint}")
+
+
+def _below(source: Path) -> list[Path]:
+    return [path for depth in range(1, SEARCHED + 1) for path in sorted(source.glob("*/" * depth))]
+
+
+def _is_results_folder(path: Path) -> bool:
+    return (path / PLANS).is_file() or (path / V1_PLANS).is_file()

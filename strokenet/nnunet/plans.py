@@ -19,6 +19,8 @@ PLANS, DATASET = "plans.json", "dataset.json"
 OWN = "strokenet"  # key of plans.json under which our export keeps what nnU-Net has no word for
 OWN_FIELDS = ("planner", "semantics", "normalise", "average", "tile_weights", "postprocess")
 REORIENTING = ("NibabelIOWithReorient", "SimpleITKIOWithReorient")  # the peer's readers that turn to RAS
+READERS = ("SimpleITKIO", "NibabelIO", *REORIENTING)
+RESAMPLE = "resample_data_or_seg_to_shape"
 NETWORKS = {
     f"dynamic_network_architectures.architectures.{module}.{name}": kind
     for module, name, kind in (
@@ -77,34 +79,45 @@ def plan_from_json(
     labels = label_values(description, source / DATASET)
     try:
         configuration = configuration_of(stored, name, where)
+        top, here = _Entries(stored, f"{where}:"), _Entries(configuration, f"{where}: {name}")
+        planner = top["experiment_planner_used"]
         fields = {
-            "dataset": stored["dataset_name"],
-            "planner": PLANNERS.get(stored["experiment_planner_used"], stored["experiment_planner_used"]),
+            "dataset": top["dataset_name"],
+            "planner": PLANNERS.get(planner, planner),
             "channels": list(channels),
             "labels": labels,
-            "orientation": "RAS" if stored["image_reader_writer"] in REORIENTING else "as-stored",
-            "transpose": stored["transpose_forward"],
-            "spacing": configuration["spacing"],
-            "median_shape": configuration["median_image_size_in_voxels"],
-            "patch": configuration["patch_size"],
-            "batch_size": configuration["batch_size"],
+            "orientation": "RAS" if top["image_reader_writer"] in REORIENTING else "as-stored",
+            "transpose": top["transpose_forward"],
+            "spacing": here["spacing"],
+            "median_shape": here["median_image_size_in_voxels"],
+            "patch": here["patch_size"],
+            "batch_size": here["batch_size"],
             "batch_dice": configuration.get("batch_dice", False),
-            "normalisation": [_scheme(scheme, where) for scheme in configuration["normalization_schemes"]],
-            "use_mask_for_norm": configuration["use_mask_for_norm"],
-            "intensity": _intensity(stored, len(channels)),
-            "network": _network(configuration, where),
+            "normalisation": [_scheme(scheme, where) for scheme in here["normalization_schemes"]],
+            "use_mask_for_norm": here["use_mask_for_norm"],
+            "intensity": _intensity(top, len(channels)),
+            "network": _network(here, where),
             "mirror_axes": mirror_axes,
-            **_own_fields(stored),
+            **_own_fields(stored, where),
         }
         return plans.from_json(fields)
     except InputError:
         raise
     except PlanError as error:
         raise InputError(f"{where}: {error}") from None
-    except KeyError as error:
-        raise InputError(f"{where}: {name} has no {error}; give the plans.json that nnU-Net wrote") from None
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(f"{where}: cannot be read ({error}); give the plans.json that nnU-Net wrote") from None
+    except (TypeError, ValueError, AttributeError, LookupError, RecursionError) as error:
+        raise InputError(f"{where}: cannot be read ({error!s:.150}); give the plans.json that nnU-Net wrote") from None
+
+
+class _Entries(dict[str, Any]):
+    """A JSON object that says what it is where an entry is missing."""
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        super().__init__(values)
+        self._where = where
+
+    def __missing__(self, key: str) -> Any:
+        raise InputError(f"{self._where} has no {key!r}; give the plans.json that nnU-Net wrote")
 
 
 def configuration_of(stored: Mapping[str, Any], name: str, where: Path) -> dict[str, Any]:
@@ -114,14 +127,16 @@ def configuration_of(stored: Mapping[str, Any], name: str, where: Path) -> dict[
     parent: Any = name
     while parent is not None:
         if parent not in every or parent in chain:
-            raise InputError(f"{where}: configuration {parent!r} is missing or inherits from itself")
+            raise InputError(f"{where}: configuration {parent!r:.80} is missing or inherits from itself")
         chain.append(parent)
         parent = json_object(every[parent], f"{where}: {parent}").get("inherits_from")
     merged = {key: value for part in reversed(chain) for key, value in every[part].items()}
     if merged.get("previous_stage"):
         raise InputError(f"{where}: {chain[0]} is the second stage of a cascade; not supported, use 3d_fullres")
     if len(merged.get("patch_size", ())) != 3:
-        raise InputError(f"{where}: {chain[0]} has patch {merged.get('patch_size')}; only 3D models are supported")
+        raise InputError(
+            f"{where}: {chain[0]} has patch {merged.get('patch_size')!s:.80}; only 3D models are supported"
+        )
     return merged
 
 
@@ -131,33 +146,45 @@ def _scheme(name: Any, where: Path) -> str:
     return SCHEMES[name]
 
 
-def _intensity(stored: Mapping[str, Any], channels: int) -> list[dict[str, Any] | None]:
+def _intensity(stored: _Entries, channels: int) -> list[dict[str, Any] | None]:
     per_channel = stored.get("foreground_intensity_properties_per_channel")
     if per_channel is None:  # the name of early v2
         per_channel = stored["foreground_intensity_properties_by_modality"]
     return [per_channel[str(channel)] or None for channel in range(channels)]
 
 
-def _own_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+def _own_fields(stored: Mapping[str, Any], where: Path) -> dict[str, Any]:
     """What our export added, so that a model that comes back is the one that left."""
-    own = json_object(stored.get(OWN, {}), f"{PLANS}: {OWN}")
+    own = json_object(stored.get(OWN, {}), f"{where}: {OWN}")
     return {name: own[name] for name in OWN_FIELDS if name in own}
 
 
-def resampling_notes(configuration: Mapping[str, Any]) -> tuple[str, ...]:
-    """A model with its own preprocessor or resampling runs, but not with the same answer to the last digit."""
-    found = [configuration.get("preprocessor_name", "DefaultPreprocessor")]
-    for what in ("data", "probabilities"):
-        usual = RESAMPLING[what]
-        function = configuration.get(f"resampling_fn_{what}", "resample_data_or_seg_to_shape")
-        if configuration.get(f"resampling_fn_{what}_kwargs", usual) != usual:
-            function = f"{function} with its own settings"
-        found.append(function)
-    strange = [str(name) for name in found if name not in ("DefaultPreprocessor", "resample_data_or_seg_to_shape")]
-    return tuple(f"{name} is not nnU-Net's default; here the default runs, answers may differ" for name in strange)
+def answer_notes(stored: Mapping[str, Any], configuration: Mapping[str, Any], where: Path) -> tuple[str, ...]:
+    """A model with its own reader, preprocessor or resampling runs, but not with the same answer to the last digit.
+
+    Raises:
+        InputError: it was trained without resampling; each scan keeps its own spacing then.
+    """
+    found = []
+    if (reader := stored.get("image_reader_writer")) not in READERS:
+        found.append(reader)
+    if (preprocessor := configuration.get("preprocessor_name", "DefaultPreprocessor")) != "DefaultPreprocessor":
+        found.append(preprocessor)
+    for what, usual in RESAMPLING.items():
+        function = configuration.get(f"resampling_fn_{what}", RESAMPLE)
+        if function == "no_resampling_hack":
+            raise InputError(
+                f"{where}: {function} keeps each scan's own spacing; not supported, use a model that resamples"
+            )
+        if function != RESAMPLE:
+            found.append(function)
+        elif configuration.get(f"resampling_fn_{what}_kwargs", usual) != usual:
+            found.append(f"{function} with its own settings")
+    names = dict.fromkeys(f"{name!s:.80}" for name in found)
+    return tuple(f"{name} is not nnU-Net's default; here the default runs, answers may differ" for name in names)
 
 
-def _network(configuration: Mapping[str, Any], where: Path) -> dict[str, Any]:
+def _network(configuration: _Entries, where: Path) -> dict[str, Any]:
     """The network's shape, from `architecture` or from the older keys."""
     if "architecture" not in configuration:
         return _old_network(configuration, where)
@@ -184,7 +211,7 @@ def _network(configuration: Mapping[str, Any], where: Path) -> dict[str, Any]:
     return fields
 
 
-def _old_network(configuration: Mapping[str, Any], where: Path) -> dict[str, Any]:
+def _old_network(configuration: _Entries, where: Path) -> dict[str, Any]:
     name = configuration["UNet_class_name"]
     if name not in OLD_NETWORKS:
         raise InputError(f"{where}: network {name!r:.120} is not supported; only {', '.join(OLD_NETWORKS)}")

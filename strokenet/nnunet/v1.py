@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from strokenet.data.description import json_object, label_values
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json
 from strokenet.model.checkpoint import expected_shapes
-from strokenet.nnunet.foreign import CheckpointKind, ForeignModel, checked_weights, checkpoints
+from strokenet.nnunet.foreign import CheckpointKind, ForeignModel, checked_weights, checkpoints, parameters
 from strokenet.nnunet.pickles import load_checkpoint, load_pickle
 from strokenet.nnunet.v1_plans import (
     Trained,
@@ -40,7 +39,7 @@ from strokenet.nnunet.v1_plans import (
     whole,
 )
 
-PLANS, DATASET, DEBUG = "plans.pkl", "dataset.json", "debug.json"
+PLANS, DATASET, DEBUG, POSTPROCESSING = "plans.pkl", "dataset.json", "debug.json", "postprocessing.json"
 MOST_NAME = 200  # characters of a dataset's name
 FILES: dict[CheckpointKind, str] = {"final": "model_final_checkpoint.model", "best": "model_best.model"}
 # Trainers of nnunet 1.7.1 by what follows "nnUNetTrainer"; a "_copy1" at the end changes nothing.
@@ -101,25 +100,23 @@ def read_v1(source: Path) -> ForeignModel:
         plan=plan,
         weights={fold: _weights(file, plan, first.trainer) for fold, file in files.items()},
         checkpoint=kind,
-        notes=left_out + notes + unsure,
+        notes=left_out + notes + unsure + _postprocessing_note(source / POSTPROCESSING),
     )
 
 
-def own_names(state: Any, plan: Plan, trainer: str, where: Path) -> dict[str, Tensor]:
+def own_names(state: Mapping[str, Tensor], plan: Plan, trainer: str, where: Path) -> dict[str, Tensor]:
     """Parameters of Generic_UNet under our names; the biases that v1 does not have are zero.
 
     Raises:
-        InputError: no parameters, or some that Generic_UNet does not have.
+        InputError: a parameter that Generic_UNet does not have.
     """
-    if not isinstance(state, Mapping) or not state or not all(isinstance(w, Tensor) for w in state.values()):
-        raise InputError(f"{where}: holds no state_dict; give a checkpoint of nnU-Net v1")
     apart = plan.network.encoder_blocks[-1] - 1  # convolutions of a stack before its last one
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        own = _own_name(str(name).removeprefix("module."), apart)
+        own = _own_name(name.removeprefix("module."), apart)
         if own is None or own in found:
             raise InputError(
-                f"{where}: {str(name)!r:.120} is no parameter of nnU-Net v1's Generic_UNet; the network of {trainer} "
+                f"{where}: {name!r:.120} is no parameter of nnU-Net v1's Generic_UNet; the network of {trainer} "
                 "is not supported"
             )
         found[own] = tensor
@@ -129,7 +126,7 @@ def own_names(state: Any, plan: Plan, trainer: str, where: Path) -> dict[str, Te
 
 def _weights(file: Path, plan: Plan, trainer: str) -> dict[str, Tensor]:
     """One fold's parameters, float32, checked against the plan."""
-    weights = own_names(load_checkpoint(file).get("state_dict"), plan, trainer, file)
+    weights = own_names(parameters(load_checkpoint(file).get("state_dict"), file), plan, trainer, file)
     entrance = weights.get("encoder.stages.0.0.convs.0.conv.weight")
     if entrance is not None and entrance.shape[1:2] == (len(plan.channels) + plan.heads - 1,):
         raise InputError(f"{file}: also reads a label map, as the second stage of a cascade does; use 3d_fullres")
@@ -227,6 +224,15 @@ def _recorded_axes(file: Path) -> set[int] | None:
     if mirrored is None or axes is None:
         return None
     return {int(axis) for axis in re.findall("[012]", axes[1])} if mirrored[1] == "True" else set()
+
+
+def _postprocessing_note(file: Path) -> tuple[str, ...]:
+    """v1 removes what its own validation found best to remove: all but the largest component of some labels."""
+    if not file.is_file() or not json_object(read_json(file), str(file)).get("for_which_classes"):
+        return ()
+    return (
+        f"{file.name} keeps the largest component alone of some labels, as nnU-Net v1 would; here nothing is removed",
+    )
 
 
 def _stock_name(trainer: str) -> str | None:

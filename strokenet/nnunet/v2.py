@@ -17,12 +17,25 @@ from planner.plan import Plan
 from strokenet.data.description import json_object
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json
-from strokenet.nnunet.foreign import CheckpointKind, ForeignModel, checked_weights, checkpoints
+from strokenet.nnunet.foreign import CheckpointKind, ForeignModel, checked_weights, checkpoints, parameters
 from strokenet.nnunet.pickles import load_checkpoint
-from strokenet.nnunet.plans import DATASET, PLANS, configuration_of, plan_from_json, resampling_notes
+from strokenet.nnunet.plans import DATASET, PLANS, answer_notes, configuration_of, plan_from_json
 from strokenet.workspace import FOLD
 
 FILES: dict[CheckpointKind, str] = {"final": "checkpoint_final.pth", "best": "checkpoint_best.pth"}
+MAX_NAME = 200  # characters of a trainer's or configuration's name
+# Trainers of nnunetv2 2.8.1 with the network of the plans, by what follows "nnUNetTrainer".
+_TRAINERS = """
+    Adam Adam1en3 Adam3en4 Adan Adan1en1 Adan1en3 Adan3en4 AdanCosAnneal Benchmark_5epochs
+    Benchmark_5epochs_noDataLoading CELoss CELoss_5epochs CosAnneal DA5 DA5Segord0 DA5_10epochs DA5ord0
+    DiceCELoss_noSmooth DiceLoss DiceTopK10Loss NoDA NoDeepSupervision NoMirroring Topk10Loss Topk10LossLS01
+    VanillaAdam VanillaAdam1en3 VanillaAdam3en4 _1epoch _5epochs _10epochs _20epochs _50epochs _100epochs _250epochs
+    _250epochs_NoMirroring _500epochs _750epochs _2000epochs _2000epochs_NoMirroring _4000epochs
+    _4000epochs_NoMirroring _8000epochs _8000epochs_NoMirroring _DASegOrd0 _DASegOrd0_NoMirroring _noDummy2DDA
+    _onlyMirror01 _onlyMirror01_1500ep _onlyMirror01_DA5 _onlyMirror01_DASegOrd0 _probabilisticOversampling
+    _probabilisticOversampling_010 _probabilisticOversampling_033 _warmup
+"""
+TRAINERS = frozenset(("nnUNetTrainer", "nnUNet_Trainer_BS8", *(f"nnUNetTrainer{name}" for name in _TRAINERS.split())))
 _PREFIXES = ("_orig_mod.", "module.")
 _ALIASES = (
     (re.compile(r"^decoder\.encoder\."), "encoder."),
@@ -41,23 +54,22 @@ def read_v2(source: Path) -> ForeignModel:
     description = json_object(read_json(source / DATASET), str(source / DATASET))
     folds = {match[1]: path for path in sorted(source.iterdir()) if (match := FOLD.fullmatch(path.name))}
     kind, files, notes = checkpoints(source, folds, FILES)
-    plan: Plan | None = None
-    weights, first = {}, ("", "")
+    first = next(iter(files.values()))
+    checkpoint = load_checkpoint(first)
+    trainer, name, axes = _training(checkpoint, first)
+    plan = plan_from_json(stored, description, name, axes, source)
+    weights = {}
     for fold, file in files.items():
-        checkpoint = load_checkpoint(file)
-        named = (_text(checkpoint, "trainer_name", file), _configuration_name(checkpoint, file))
-        if plan is None:
-            first = named
-            plan = plan_from_json(stored, description, named[1], _mirror_axes(checkpoint, file), source)
-            notes += resampling_notes(configuration_of(stored, named[1], source / PLANS))
-        elif named != first:
-            raise InputError(f"{file}: is of {' '.join(named)}, the first fold of {' '.join(first)}; import each alone")
-        weights[fold] = own_weights(checkpoint, plan, file)
-    assert plan is not None
+        checkpoint = checkpoint if file == first else load_checkpoint(file)
+        if _training(checkpoint, file)[:2] != (trainer, name):
+            raise InputError(f"{file}: is not of {trainer} {name} as {first} is; import each alone")
+        weights[fold] = own_weights(parameters(checkpoint.get("network_weights"), file), plan, file)
+    notes += _trainer_notes(trainer)
+    notes += answer_notes(stored, configuration_of(stored, name, source / PLANS), source / PLANS)
     return ForeignModel(
         generation="v2",
-        trainer=first[0],
-        configuration=first[1],
+        trainer=trainer,
+        configuration=name,
         plan=plan,
         weights=weights,
         checkpoint=kind,
@@ -65,16 +77,13 @@ def read_v2(source: Path) -> ForeignModel:
     )
 
 
-def own_weights(checkpoint: Mapping[str, Any], plan: Plan, where: Path) -> dict[str, Tensor]:
+def own_weights(stored: Mapping[str, Tensor], plan: Plan, where: Path) -> dict[str, Tensor]:
     """Parameters under one name each, float32: nnU-Net stores each block twice and the encoder twice again.
 
     Raises:
-        InputError: no parameters, others than the plan's network has, or two copies of one that differ.
+        InputError: others than the plan's network has, or two copies of one that differ.
     """
-    stored = checkpoint.get("network_weights")
-    if not isinstance(stored, Mapping) or not stored or not all(isinstance(w, Tensor) for w in stored.values()):
-        raise InputError(f"{where}: holds no network_weights; give a checkpoint of nnU-Net v2")
-    names = {alias: _own_name(str(alias)) for alias in stored}
+    names = {alias: _own_name(alias) for alias in stored}
     first = {name: alias for alias, name in reversed(names.items())}
     weights = checked_weights(str(where), {name: stored[alias] for name, alias in first.items()}, plan)
     for alias, name in names.items():
@@ -92,20 +101,29 @@ def _own_name(alias: str) -> str:
     return alias
 
 
-def _text(checkpoint: Mapping[str, Any], key: str, where: Path) -> str:
-    value = checkpoint.get(key)
-    if not isinstance(value, str) or not value.isprintable():
-        raise InputError(f"{where}: has no {key}; give a checkpoint of nnU-Net v2")
+def _training(checkpoint: Mapping[Any, Any], where: Path) -> tuple[str, str, tuple[int, ...]]:
+    """Trainer, configuration and the axes to mirror along."""
+    arguments = checkpoint.get("init_args")
+    name = dict.get(arguments, "configuration") if isinstance(arguments, dict) else None
+    trainer = _text(checkpoint.get("trainer_name"), "trainer_name", where)
+    return trainer, _text(name, "init_args configuration", where), _mirror_axes(checkpoint, where)
+
+
+def _text(value: Any, what: str, where: Path) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= MAX_NAME:
+        raise InputError(f"{where}: has no {what}; give a checkpoint of nnU-Net v2")
     return value
 
 
-def _configuration_name(checkpoint: Mapping[str, Any], where: Path) -> str:
-    arguments = checkpoint.get("init_args")
-    return _text(arguments if isinstance(arguments, Mapping) else {}, "configuration", where)
-
-
-def _mirror_axes(checkpoint: Mapping[str, Any], where: Path) -> tuple[int, ...]:
-    axes = checkpoint.get("inference_allowed_mirroring_axes") or ()
+def _mirror_axes(checkpoint: Mapping[Any, Any], where: Path) -> tuple[int, ...]:
+    axes = checkpoint.get("inference_allowed_mirroring_axes")
+    axes = () if axes is None else axes
     if not isinstance(axes, (tuple, list)) or not all(type(axis) is int and 0 <= axis < 3 for axis in axes):
-        raise InputError(f"{where}: inference_allowed_mirroring_axes is {axes!r:.80}; axes 0, 1, 2 are allowed")
+        raise InputError(f"{where}: inference_allowed_mirroring_axes is no list of axes; 0, 1, 2 are allowed")
     return tuple(dict.fromkeys(axes))
+
+
+def _trainer_notes(trainer: str) -> tuple[str, ...]:
+    if trainer in TRAINERS:
+        return ()
+    return (f"{trainer} is not known here: its network is taken to be the one of plans.json, as nnU-Net's own",)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,6 +263,7 @@ def _initialise(network: UNet, plan: Plan, config: TrainConfig) -> dict[str, str
     fold = config.fold if config.fold in folds else folds[0]  # the same fold has not seen our validation cases
     file = source.fold(fold).weights
     assert file is not None
+    _require_channel_order(source_plan.channels, plan.channels, config.init)
     keep = config.init_heads == "keep" and _same_labels(source_plan, plan)
     given, own = load_weights(file, source_plan), network.state_dict()
     if not keep:
@@ -273,6 +274,19 @@ def _initialise(network: UNet, plan: Plan, config: TrainConfig) -> dict[str, str
     why = "" if keep or config.init_heads == "new" else f" (its labels are {', '.join(source_plan.labels)})"
     _log.info("initialised from %s, fold %s; heads %s%s", config.init, fold, heads, why)
     return {"init": _name(config.init), "init_heads": config.init_heads, "init_fold": fold, "heads": heads}
+
+
+def _require_channel_order(theirs: Sequence[str], ours: Sequence[str], source: Path) -> None:
+    """The same channels in another order would be read as one another; other names are the user's choice, and said."""
+    there, here = ([name.casefold() for name in names] for names in (theirs, ours))
+    if there == here:
+        return
+    if sorted(there) == sorted(here):
+        raise InputError(
+            f"--init {source}: its channels are {', '.join(theirs)}, this plan's {', '.join(ours)}; number them in its "
+            "order (dataset.json and the files' _0000, _0001), or reorder its network by `strokenet adapt`"
+        )
+    _log.warning("--init: channels %s of the model become %s, in this order", ", ".join(theirs), ", ".join(ours))
 
 
 def _same_labels(source: Plan, target: Plan) -> bool:

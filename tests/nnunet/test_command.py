@@ -22,7 +22,7 @@ def test_import_says_what_it_read(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", folds=("0", "1"))
     outcome = run("import-nnunet", str(source), "-o", str(tmp_path / "model"))
     assert outcome.returncode == 0, outcome.stderr
-    for text in ("nnUNetTrainer", "0 T1, 1 FLAIR", "1 x 1 x 1", "16 x 16 x 16", "0, 1 (checkpoint final)", "D, H, W"):
+    for text in ("nnUNetTrainer", "T1, FLAIR", "1, 1, 1", "16, 16, 16", "0 background, 1 lesion", "final", "D, H, W"):
         assert text in outcome.stdout
     assert Workspace(tmp_path / "model").trained_folds() == ("0", "1")
 
@@ -32,7 +32,8 @@ def test_import_export_and_infer_follow_each_other(tmp_path: Path) -> None:
     write_case(tmp_path / "scans", "case")
     assert run("export-nnunet", str(tmp_path / "model"), "-o", str(tmp_path / "there")).returncode == 0
     outcome = run("import-nnunet", str(tmp_path / "there"), "-o", str(tmp_path / "back"), "--json")
-    assert json.loads(outcome.stdout)["trainer"] == "nnUNetTrainer"
+    facts = json.loads(outcome.stdout)
+    assert (facts["trainer"], facts["channels"], facts["patch"]) == ("nnUNetTrainer", ["T1", "FLAIR"], [16, 16, 16])
     for semantics in ("exact", "improved"):
         out = tmp_path / semantics
         command = ("infer", str(tmp_path / "back"), str(tmp_path / "scans"), "-o", str(out), "--semantics", semantics)

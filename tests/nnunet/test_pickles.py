@@ -77,9 +77,6 @@ def test_foreign_classes_are_refused(
     tmp_path: Path, load: Callable[[Path], Any], save: Callable[[Path, Any], None], value: Any
 ) -> None:
     save(tmp_path / "file", {"value": value})
-    if isinstance(value, collections.Counter) and load is load_checkpoint and save is not save_plain:
-        assert load(tmp_path / "file")["value"] == value  # torch's own list holds it; it is a dictionary of numbers
-        return
     with pytest.raises(InputError):
         load(tmp_path / "file")
 
@@ -105,7 +102,7 @@ def test_arrays_and_ordered_dictionaries_are_read_from_a_pickle(tmp_path: Path) 
     value = collections.OrderedDict(spacing=np.array([1.0, 2.0, 3.0]), kernels=[[3, 3, 3]])
     save_plain(tmp_path / "file", value)
     read = load_pickle(tmp_path / "file")
-    assert type(read) is collections.OrderedDict
+    assert list(read) == ["spacing", "kernels"]
     np.testing.assert_array_equal(read["spacing"], value["spacing"])
 
 
@@ -218,7 +215,7 @@ for path in Path({str(tmp_path)!r}).iterdir():
     try:
         repr({load.__name__}(path))
     except InputError as error:
-        assert "cannot be read" in str(error) or "not allowed" in str(error), error
+        assert any(text in str(error) for text in ("cannot be read", "not allowed", "another size")), error
         print(path.name)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)

@@ -168,9 +168,9 @@ def replaced(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Chang
 HEAD, ENTRANCE = "seg_outputs.1.weight", "conv_blocks_context.0.blocks.0.conv.weight"
 OURS = {HEAD: "decoder.seg_layers.1.weight", ENTRANCE: "encoder.stages.0.0.convs.0.conv.weight"}
 BAD_CHECKPOINTS: list[tuple[str, Change, str]] = [
-    ("no-state", without("state_dict"), "holds no state_dict"),
-    ("empty-state", entry("state_dict", {}), "holds no state_dict"),
-    ("state-of-text", entry("state_dict", {"a": "b"}), "holds no state_dict"),
+    ("no-state", without("state_dict"), "holds no parameters of a network"),
+    ("empty-state", entry("state_dict", {}), "holds no parameters of a network"),
+    ("state-of-text", entry("state_dict", {"a": "b"}), "a is no plain tensor"),
     ("resenc", renamed("conv_blocks_context", "encoder.stages"), "is no parameter of nnU-Net v1's Generic_UNet"),
     ("batch-norm", renamed("instnorm.bias", "instnorm.running_mean"), "running_mean' is no parameter"),
     ("extra", state(lambda w: w | {"extra": torch.zeros(1)}), "'extra' is no parameter"),
@@ -180,9 +180,9 @@ BAD_CHECKPOINTS: list[tuple[str, Change, str]] = [
     ("cascade", replaced(ENTRANCE, lambda t: torch.cat([t, t[:, :1]], 1)), "also reads a label map"),
     ("four-channels", replaced(ENTRANCE, lambda t: torch.cat([t, t], 1)), f"{OURS[ENTRANCE]} is (4, 4, 3, 3, 3)"),
     ("flat", replaced("tu.0.weight", lambda t: torch.zeros(())), "decoder.transpconvs.0.weight is ()"),
-    ("huge", replaced("tu.0.weight", lambda t: torch.zeros(1).half().expand(10**13)), "is (10000000000000,)"),
+    ("huge", replaced("tu.0.weight", lambda t: torch.zeros(1).half().expand(10**13)), "tu.0.weight is no plain tensor"),
     ("nan", replaced(HEAD, lambda t: t * float("nan")), "holds NaN"),
-    ("whole", replaced(HEAD, lambda t: t.int()), "is no tensor of real numbers"),
+    ("whole", replaced(HEAD, lambda t: t.long()), "holds whole numbers"),
 ]
 
 

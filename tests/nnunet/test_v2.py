@@ -191,11 +191,11 @@ def drop(name: str) -> Callable[[dict[str, Any]], None]:
 
 HEAD = "decoder.seg_layers.1.weight"
 BAD_CHECKPOINTS: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
-    ("no-weights", entry("network_weights", {}), "holds no network_weights"),
-    ("weights-of-text", entry("network_weights", {"a": "b"}), "holds no network_weights"),
+    ("no-weights", entry("network_weights", {}), "holds no parameters of a network"),
+    ("weights-of-text", entry("network_weights", {"a": "b"}), "a is no plain tensor"),
     ("no-trainer", entry("trainer_name", None), "has no trainer_name"),
-    ("no-arguments", entry("init_args", None), "has no configuration"),
-    ("axes", entry("inference_allowed_mirroring_axes", (0, 7)), "axes 0, 1, 2 are allowed"),
+    ("no-arguments", entry("init_args", None), "has no init_args configuration"),
+    ("axes", entry("inference_allowed_mirroring_axes", (0, 7)), "is no list of axes; 0, 1, 2 are allowed"),
     ("missing", drop(HEAD), f"1 parameters missing ({HEAD})"),
     ("unknown", weight(lambda w: w.update({"extra.weight": torch.zeros(1)})), "1 unknown (extra.weight)"),
     ("shape", weight(lambda w: w.update({HEAD: torch.zeros(5, 4, 1, 1, 1)})), "is (5, 4, 1, 1, 1)"),
@@ -240,7 +240,7 @@ def test_folds_of_two_configurations_are_refused(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "source", folds=("0", "1"))
     other = write_folder(tmp_path / "other", change_checkpoint=entry("trainer_name", "nnUNetTrainerNoMirroring"))
     os.replace(other / "fold_0" / "checkpoint_final.pth", source / "fold_1" / "checkpoint_final.pth")
-    refused(source, tmp_path, "is of nnUNetTrainerNoMirroring 3d_fullres, the first fold of nnUNetTrainer 3d_fullres")
+    refused(source, tmp_path, "is not of nnUNetTrainer 3d_fullres as")
 
 
 @pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
