@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from strokenet import __version__
+from strokenet.signals import heeded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -323,8 +324,10 @@ def _exit_code(succeeded: int, of: int) -> int:
     return 0 if succeeded == of and of else 3 if succeeded else 4
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)  # an exception, so that half-written files are removed on the way out
+def _stop(number: int, frame: FrameType | None) -> None:
+    for other in heeded():
+        signal.signal(other, signal.SIG_IGN)  # a second one would end the removal of half-written files
+    sys.exit(128 + number)
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -340,9 +343,8 @@ def main() -> None:
     from planner.plan import PlanError
     from strokenet.data.errors import InputError
 
-    for number in (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has the terminal's end ignored
-            signal.signal(number, _terminate)
+    for number in heeded():
+        signal.signal(number, _stop)
     try:
         wanted()
     except ValueError as error:  # before any case is read: a worker would meet it in the middle
@@ -352,7 +354,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort:
         sys.exit(130)
     except InputError as error:
         _fail(str(error), error.exit_code)

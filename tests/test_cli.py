@@ -26,12 +26,14 @@ from strokenet.workspace import Workspace
 from tests.infer.models import write_case, write_model
 
 Run = Callable[..., tuple[int, str, str]]
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")  # Windows has no SIGHUP
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Runs the command in this process: (exit code, stdout, stderr). Signals and logging are as before afterwards."""
-    log, handler = logging.getLogger("strokenet"), signal.getsignal(signal.SIGTERM)
+    log, numbers = logging.getLogger("strokenet"), [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
     kept = (log.handlers[:], log.propagate, log.level)
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -45,7 +47,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return code, *capsys.readouterr()
 
     yield call
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     log.handlers[:], log.propagate, level = kept
     log.setLevel(level)
 
@@ -296,3 +299,23 @@ def test_a_signal_ends_infer_with_its_code_and_nothing_half_written(
     assert sorted(path.name for path in (out / "probabilities").iterdir()) == [f"{c}.nii.gz" for c in done]
     for case in done:
         assert np.asarray(nibabel.load(out / f"{case}.nii.gz").dataobj).shape == (28, 28, 28)
+
+
+@pytest.mark.parametrize(("first", "second"), [("SIGTERM", "SIGTERM"), ("SIGHUP", "SIGHUP"), ("SIGTERM", "SIGHUP")])
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_a_second_signal_does_not_stop_the_cleaning_up(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, first: str, second: str
+) -> None:
+    """A terminal that closes tells its processes twice: the system does, and the shell does."""
+    cleaned = []
+
+    def ended(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.Signals[first])
+        finally:
+            signal.raise_signal(signal.Signals[second])
+            cleaned.append(True)
+
+    monkeypatch.setattr("strokenet.nnunet.importing.import_nnunet", ended)
+    assert run("import-nnunet", tmp_path, "-o", tmp_path / "model")[0] == 128 + signal.Signals[first]
+    assert cleaned == [True]

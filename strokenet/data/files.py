@@ -66,20 +66,20 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another -o") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):  # the first that is not empty: all went well, or someone else has put something there
-            for folder in made:
+        for folder in made:
+            with suppress(OSError):  # not empty: all went well, or someone else has put something there; or never made
                 folder.rmdir()
 
 
 def _require_free(folder: Path, given: Path) -> None:
-    if folder == Path.cwd():
+    if folder.exists() and folder.samefile(Path.cwd()):
         raise InputError(f"{given}: is the folder that the command runs in; give the name of a new one as -o")
     empty = folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
     if os.path.lexists(folder) and not empty:
         raise InputError(f"{given}: is there already; choose another -o or remove it first")
 
 
-def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+def write_bytes(path: Path, content: bytes | memoryview, *, durable: bool = True) -> None:
     """Writes `content` to `path` atomically."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content)

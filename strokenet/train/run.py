@@ -6,23 +6,21 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
-from torch import Tensor
 
 from planner import plan as plans
 from planner.plan import Plan
 from strokenet.data.errors import InputError
-from strokenet.model.checkpoint import load_weights
 from strokenet.model.device import Precision, choose_device, choose_dtype
 from strokenet.model.network import UNet, build_network
 from strokenet.preprocess.store import Store, StoredCase
 from strokenet.train.feed import Augmentation
+from strokenet.train.initial import InitHeads, initialise
 from strokenet.train.state import Progress, State, has_state, load_state, remove_leftovers
 from strokenet.workspace import FoldFolder, Workspace
 
@@ -30,10 +28,7 @@ _log = logging.getLogger("strokenet")
 
 MOMENTUM = 0.99
 WEIGHT_DECAY = 3e-5
-SHOWN = 5  # names of parameters in a message
 _OPTIONS = {"iterations": "--iters-per-epoch", "val_iterations": "--val-iters"}  # not the setting's own name
-
-InitHeads = Literal["keep", "new"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +153,7 @@ def start_run(workspace: Workspace, plan: Plan, config: TrainConfig, cases: Fold
         network = build_network(plan)
     settings = _settings(plan, config, cases)
     if state is None:
-        settings |= _initialise(network, plan, config)
+        settings |= _first_weights(network, plan, config)
     network.to(device)
     run = Run(
         plan=plan,
@@ -247,75 +242,12 @@ def _change(name: str, before: str | None, now: str) -> str:
     return f"{option} was {was}, is {is_now}"
 
 
-def _initialise(network: UNet, plan: Plan, config: TrainConfig) -> dict[str, str]:
-    """Weights of another model with the same shapes; goes out: where they come from, and what became of the heads.
-
-    The heads are kept when the label sets agree, and one lesion is one lesion whatever its name (models of nnU-Net v1
-    have none); --init-heads new leaves them at random (nnU-Net's rule).
-    """
+def _first_weights(network: UNet, plan: Plan, config: TrainConfig) -> dict[str, str]:
+    """Those of --init, else what the network was drawn with; as settings of the run."""
     if config.init is None:
         return {"init": "random", "init_heads": config.init_heads, "heads": "new"}
-    source = Workspace(config.init)
-    source_plan = source.read_plan()
-    folds = source.trained_folds()
-    if not folds:
-        raise InputError(f"--init {config.init}: no trained fold there; give the folder of a trained model")
-    fold = config.fold if config.fold in folds else folds[0]  # the same fold has not seen our validation cases
-    file = source.fold(fold).weights
-    assert file is not None
-    _require_channel_order(source_plan.channels, plan.channels, config.init)
-    keep = config.init_heads == "keep" and _same_labels(source_plan, plan)
-    given, own = load_weights(file, source_plan), network.state_dict()
-    if not keep:
-        given = dict(_body(given))
-    _require_same_shapes(given, own if keep else dict(_body(own)), f"--init {config.init}")
-    network.load_state_dict(given, strict=False)
-    heads = "kept" if keep else "new"
-    why = "" if keep or config.init_heads == "new" else f" (its labels are {', '.join(source_plan.labels)})"
-    _log.info("initialised from %s, fold %s; heads %s%s", config.init, fold, heads, why)
-    return {"init": _name(config.init), "init_heads": config.init_heads, "init_fold": fold, "heads": heads}
-
-
-def _require_channel_order(theirs: Sequence[str], ours: Sequence[str], source: Path) -> None:
-    """The same channels in another order would be read as one another; other names are the user's choice, and said."""
-    there, here = ([name.casefold() for name in names] for names in (theirs, ours))
-    if there == here:
-        return
-    if sorted(there) == sorted(here):
-        raise InputError(
-            f"--init {source}: its channels are {', '.join(theirs)}, this plan's {', '.join(ours)}; number them in its "
-            "order (dataset.json and the files' _0000, _0001), or reorder its network by `strokenet adapt`"
-        )
-    _log.warning("--init: channels %s of the model become %s, in this order", ", ".join(theirs), ", ".join(ours))
-
-
-def _same_labels(source: Plan, target: Plan) -> bool:
-    return dict(source.labels) == dict(target.labels) or source.heads == target.heads == 2
-
-
-def _body(weights: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-    """All but the heads."""
-    return ((name, tensor) for name, tensor in weights.items() if ".seg_layers." not in name)
-
-
-def _require_same_shapes(given: Mapping[str, Tensor], own: Mapping[str, Tensor], where: str) -> None:
-    """Every parameter on either side must be on the other, with the same shape."""
-    wrong = [
-        f"{name} {_shape(given, name)} there, {_shape(own, name)} here"
-        for name in dict.fromkeys([*own, *given])
-        if _shape(given, name) != _shape(own, name)
-    ]
-    if wrong:
-        _log.debug("%s: %s", where, "; ".join(wrong))
-        more = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise InputError(
-            f"{where}: {len(wrong)} parameters differ from the plan's network: {', '.join(wrong[:SHOWN])}{more}; "
-            "--init needs the same network and channels; `strokenet adapt` brings one network to another's plan"
-        )
-
-
-def _shape(weights: Mapping[str, Tensor], name: str) -> str:
-    return str(tuple(weights[name].shape)) if name in weights else "missing"
+    done = initialise(network, plan, config.init, fold=config.fold, heads=config.init_heads)
+    return {"init": _name(config.init), "init_heads": config.init_heads, **done}
 
 
 def _name(folder: Path) -> str:

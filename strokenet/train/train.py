@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
+from strokenet.signals import heeded
 from strokenet.train.feed import Batch, Feed, WorkersLost
 from strokenet.train.loss import deep_supervision_loss
 from strokenet.train.record import checkpoint, derive, save
@@ -253,7 +254,7 @@ def _arithmetic(deterministic: bool) -> Iterator[None]:
 
 @contextmanager
 def _listening(stop: _Stop) -> Iterator[None]:
-    """SIGTERM and SIGINT ask to stop after the step at hand; a second one ends at once."""
+    """A signal asks to stop after the step at hand; a second one ends at once."""
 
     def note(number: int, frame: FrameType | None) -> None:
         if stop.signal is not None:
@@ -262,7 +263,7 @@ def _listening(stop: _Stop) -> Iterator[None]:
         _log.info("signal %d: finishing the step, then writing a checkpoint", number)
 
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, note) for number in heeded()}
     except ValueError:  # not in the main thread: the caller handles signals
         yield
         return

@@ -16,11 +16,13 @@ from safetensors import safe_open
 
 from strokenet.data.errors import InputError
 from strokenet.data.splits import Split
+from strokenet.nnunet.importing import import_nnunet
 from strokenet.preprocess.store import Store, plan_key
 from strokenet.train.run import TrainConfig, fold_cases, start_run
 from strokenet.train.state import load_state
 from strokenet.train.train import train
 from strokenet.workspace import Workspace
+from tests.nnunet import v1_folders, v2_folders
 from tests.plans import tiny_network, tiny_plan
 from tests.train.workspaces import drawn_case, make_workspace, short, weights
 
@@ -233,7 +235,7 @@ def test_what_a_run_started_from_is_recorded(workspace: Workspace, source: Works
         (
             {"network": tiny_network(features=(4, 12, 8))},
             r"\d+ parameters differ .*encoder\.stages\.1\.0\.convs\.0\.conv\.weight \(8, 4, 3, 3, 3\) there, "
-            r"\(12, 4, 3, 3, 3\) here.* and \d+ more; --init needs .*strokenet adapt",
+            r"\(12, 4, 3, 3, 3\) here.* and \d+ more \(-v lists all\); --init needs .*strokenet adapt",
         ),
         (
             {"network": tiny_network(decoder_convs=(1, 2))},
@@ -275,6 +277,90 @@ def test_init_prefers_the_fold_that_has_not_seen_the_validation_cases(tmp_path: 
 def test_init_from_a_workspace_that_was_not_trained_is_refused(workspace: Workspace) -> None:
     with pytest.raises(InputError, match="--init .*work: no trained fold there"):
         start(workspace, init=workspace.root)
+
+
+OF_V1 = tiny_network(features=(4, 8, 16), encoder_blocks=(2, 2, 2), decoder_convs=(2, 2))  # v1_folders.ISOTROPIC
+
+
+def imported(root: Path, generation: str, *channels: str) -> Path:
+    """A model taken over from a results folder of nnU-Net, by its channels in its order."""
+    if generation == "v2":
+        v2_folders.write_folder(root / "source", v2_folders.foreign_plan(channels=channels))
+    else:
+        names = {"modalities": dict(enumerate(channels))}
+        v1_folders.write_folder(root / "source", change_plans=lambda stored: stored.update(names))
+    import_nnunet(root / "source", root / "model")
+    return root / "model"
+
+
+@pytest.mark.parametrize(("generation", "network"), [("v2", tiny_network()), ("v1", OF_V1)])
+def test_init_from_an_import_of_equal_shapes_starts_with_its_weights(
+    tmp_path: Path, generation: str, network: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """v1's one label has no name, and its channels are written small: neither is a difference."""
+    model = imported(tmp_path, generation, "t1", "flair")
+    started = start(make_workspace(tmp_path / "work", tiny_plan(network=network)), init=model)
+    assert equal(started, weights(Workspace(model).fold("0").last))
+    if generation == "v2":
+        assert equal(started, v2_folders.seeded_weights(v2_folders.foreign_plan(), 0))
+    else:
+        trained = v1_folders.weights(v1_folders.ISOTROPIC)
+        assert torch.equal(started["decoder.seg_layers.1.weight"], trained["seg_outputs.1.weight"])
+        assert torch.equal(started["decoder.transpconvs.0.weight"], trained["tu.0.weight"])
+        first = ("encoder.stages.0.0.convs.0.conv.weight", "conv_blocks_context.0.blocks.0.conv.weight")
+        assert torch.equal(started[first[0]], trained[first[1]])
+        assert not started["decoder.seg_layers.1.bias"].any()  # v1 has none
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "the model sees scans as-stored" in warning  # of the channels nothing
+    assert "`strokenet plan --orientation as-stored`" in warning
+
+
+@pytest.mark.parametrize(
+    ("generation", "network", "message"),
+    [
+        (
+            "v1",
+            tiny_network(features=(4, 8, 16)),  # one convolution a level, not two: 5 x 4 parameters less
+            r"--init .*model: 20 parameters differ from the plan's network: .*"
+            r"decoder\.stages\.0\.convs\.1\.conv\.weight \(8, 8, 3, 3, 3\) there, missing here.* and 15 more "
+            r"\(-v lists all\); "
+            r"--init needs the same network and channels; `strokenet adapt` brings one",
+        ),
+        (
+            "v2",
+            tiny_network(features=(4, 8, 16)),
+            r"encoder\.stages\.2\.0\.convs\.0\.conv\.weight \(8, 8, 3, 3, 3\) there, \(16, 8, 3, 3, 3\) here, .*"
+            r"`strokenet adapt`",
+        ),
+    ],
+    ids=["v1", "v2"],
+)
+def test_init_from_an_import_of_other_shapes_is_refused_with_the_keys(
+    tmp_path: Path, generation: str, network: Any, message: str
+) -> None:
+    model = imported(tmp_path, generation, "T1", "FLAIR")
+    with pytest.raises(InputError, match=message):
+        start(make_workspace(tmp_path / "work", tiny_plan(network=network)), init=model)
+
+
+@pytest.mark.parametrize(("generation", "network"), [("v2", tiny_network()), ("v1", OF_V1)])
+def test_init_from_the_same_channels_in_another_order_is_refused_with_both_orders(
+    tmp_path: Path, generation: str, network: Any
+) -> None:
+    """The paper's models read FLAIR first."""
+    model = imported(tmp_path, generation, "flair", "t1")
+    workspace = make_workspace(tmp_path / "work", tiny_plan(network=network))
+    for heads in ("keep", "new"):
+        with pytest.raises(InputError, match=r"its channels are flair, t1, this plan's T1, FLAIR; .*_0000.*adapt"):
+            start(workspace, init=model, init_heads=heads)
+
+
+def test_init_from_channels_of_other_names_starts_and_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = imported(tmp_path, "v2", "T1", "DWI")
+    started = start(make_workspace(tmp_path / "work", tiny_plan(orientation="as-stored")), init=model)
+    assert equal(started, weights(Workspace(model).fold("0").last))
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == "--init: channels T1, DWI of the model become T1, FLAIR, in this order"
 
 
 def test_the_seed_decides_the_weights_and_leaves_torchs_generator_alone(workspace: Workspace) -> None:
