@@ -16,7 +16,7 @@ Label maps: away from borders every neighbour agrees and nothing is interpolated
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from kernels.dispatch import choose_resample
 
 Order = Literal[0, 1, 3]
 Triple = tuple[int, int, int]
+Float = TypeVar("Float", bound=np.floating)
 
 ROW_BLOCK = 64
 NEGLIGIBLE = 1e-13  # matrix entries below it are dropped: together far below one float32 rounding
@@ -106,15 +107,20 @@ def resample(image: Tensor, shape: Triple, *, order: Order, slice_axis: int | No
 
 
 def resize_image(
-    image: NDArray[np.float32], shape: Triple, *, order: Order, slice_axis: int | None = None
-) -> NDArray[np.float32]:
-    """`resample` of a numpy image, one channel at a time. (C, D, H, W) float32 -> (C, D', H', W') float32."""
+    image: NDArray[Float], shape: Triple, *, order: Order, slice_axis: int | None = None, exact: bool = False
+) -> NDArray[Float]:
+    """`resample` of a numpy image, one channel at a time, computed in float64 and rounded once to the image's type.
+
+    exact: by scipy itself; the last bits of its sums decide where a value between two float16 numbers goes.
+    (C, D, H, W) -> (C, D', H', W'), type of the image.
+    """
     if image.shape[1:] == tuple(shape):
         return image
-    resized = np.empty((len(image), *shape), dtype=np.float32)
+    resized = np.empty((len(image), *shape), dtype=image.dtype)
+    run = resample_reference if exact else resample
     for channel, out in zip(image, resized, strict=True):
         volume = torch.from_numpy(channel[None].astype(np.float64, order="C"))
-        out[...] = resample(volume, shape, order=order, slice_axis=slice_axis)[0].numpy()
+        out[...] = run(volume, shape, order=order, slice_axis=slice_axis)[0].numpy()
     return resized
 
 

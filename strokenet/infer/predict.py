@@ -210,7 +210,7 @@ def _on_scan(
         probability = resample_logits(answer, plan, origin)
         return probability, probability
     if rules.exact:
-        rounded = resample_logits(answer.astype(np.float32), plan, origin).astype(answer.dtype).astype(np.float32)
+        rounded = resample_logits(answer, plan, origin, exact=True).astype(np.float32)
         return rounded, softmax(rounded)
     if len(answer) != 2:
         logits = resample_logits(answer, plan, origin)

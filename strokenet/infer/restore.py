@@ -16,17 +16,22 @@ from strokenet.preprocess.preprocess import Origin
 from strokenet.preprocess.resample import resample_image
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+Float = TypeVar("Float", bound=np.floating)
 
 
-def resample_logits(logits: NDArray[np.float32], plan: Plan, origin: Origin) -> NDArray[np.float32]:
+def resample_logits(logits: NDArray[Float], plan: Plan, origin: Origin, *, exact: bool = False) -> NDArray[Float]:
     """Logits at the plan's spacing -> at the scan's spacing, on the crop box. (K, *network) -> (K, *box).
 
     Linear, or in plane and nearest across the slices where the plan or else the case is anisotropic (the peer's rule).
     nnU-Net v1, whose models average probabilities, asks the case first.
+
+    Differs: where the plan alone is coarse, v1 looks for the coarse axis in the plan's order on an array that it has
+    turned back to the scan's, and takes nearest slices along a wrong one. Here it is the right one in `exact` too.
+    exact: float16 logits are rounded once, as the peer's are.
     """
     spacings = (plan.spacing, origin.turn.permute(origin.geometry.spacing))
     first, then = reversed(spacings) if plan.average == "probabilities" else spacings
-    return resample_image(logits, origin.box.shape, first, then, order=1)
+    return resample_image(logits, origin.box.shape, first, then, order=1, exact=exact)
 
 
 def place_back(cropped: NDArray[Scalar], origin: Origin) -> NDArray[Scalar]:

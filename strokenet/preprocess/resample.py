@@ -18,6 +18,7 @@ from strokenet.data.errors import InputError
 Triple = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 Scalar = TypeVar("Scalar", bound=np.generic)
+Float = TypeVar("Float", bound=np.floating)
 
 ANISOTROPY = 3.0  # coarsest / finest spacing strictly above it: separate z
 MAX_VOXELS = 2**31 - 1
@@ -50,25 +51,25 @@ def separate_axis(current: Spacing, new: Spacing) -> int | None:
 
 
 def resample_image(
-    image: NDArray[np.float32], shape: Triple, current: Spacing, new: Spacing, *, order: Order = 3
-) -> NDArray[np.float32]:
+    image: NDArray[Float], shape: Triple, current: Spacing, new: Spacing, *, order: Order = 3, exact: bool = False
+) -> NDArray[Float]:
     """The image on a grid of `shape`; untouched where the shape does not change, whatever the spacings say.
 
     Args:
-        image: (C, D, H, W) float32. shape: of the result.
+        image: (C, D, H, W), float32 or float16. shape: of the result.
         current, new: spacing in mm before and after; they only decide about separate z.
-        order: 3 for images, 1 for network output.
+        order: 3 for images, 1 for network output. exact: to the last bit of scipy's own sums, slower.
 
     Returns:
-        (C, *shape) float32.
+        (C, *shape), type of the image.
     """
     if image.shape[1:] == shape:
         return image
     axis = separate_axis(current, new)
     if axis is None:
-        return resize_image(image, shape, order=order)
+        return resize_image(image, shape, order=order, exact=exact)
     in_plane = _with(shape, axis, image.shape[1 + axis])
-    return _nearest_slices(resize_image(image, in_plane, order=order, slice_axis=axis), shape, axis)
+    return _nearest_slices(resize_image(image, in_plane, order=order, slice_axis=axis, exact=exact), shape, axis)
 
 
 def resample_label(label: NDArray[np.int16], shape: Triple, current: Spacing, new: Spacing) -> NDArray[np.int16]:
