@@ -256,7 +256,7 @@ def _known_fields(kind: type, data: Any, where: str) -> dict[str, Any]:
     _require(isinstance(data, dict), f"{where} must be a JSON object, got {type(data).__name__}")
     known = {field.name for field in dataclasses.fields(kind)}
     unknown = sorted(set(data) - known)
-    _require(not unknown, f"{where} has unknown fields {unknown}; known: {sorted(known)}")
+    _require(not unknown, f"{where} has unknown fields {unknown!s:.200}; known: {sorted(known)}")
     return dict(data)
 
 

@@ -192,12 +192,13 @@ def _interval(ci95: tuple[float, float] | None, digits: int, sign: str = "") -> 
 
 def show_import(model: ForeignModel, out: Path, *, as_json: bool) -> None:
     """What was read of a foreign model, and the command that uses it. Spacing, patch and mirroring: network axes."""
-    plan = model.plan
+    plan, rule = model.plan, model.plan.postprocess
     facts: dict[str, Any] = {
         "nnunet": model.generation,
         "trainer": model.trainer,
         "configuration": model.configuration,
-        "network": f"{plan.network.kind}, {plan.network.stages} stages, features {plan.network.features}",
+        "network": plan.network.kind,
+        "features": list(plan.network.features),
         "channels": list(plan.channels),
         "labels": dict(plan.labels),
         "orientation": plan.orientation,
@@ -207,6 +208,9 @@ def show_import(model: ForeignModel, out: Path, *, as_json: bool) -> None:
         "mirror_axes": ["DHW"[plan.transpose[axis]] for axis in plan.mirror_axes],
         "folds": list(model.weights),
         "checkpoint": model.checkpoint,
+        "mask": "most probable label" if rule.threshold is None else f"probability above {rule.threshold:g}",
+        "removed": f"components up to {rule.min_volume_mm3:g} mm3" if rule.min_volume_mm3 else "nothing",
+        "semantics": plan.semantics,
     }
     if as_json:
         show_json({**facts, "notes": list(model.notes), "model": str(out)})
@@ -239,7 +243,8 @@ def show_export(exported: Exported, *, as_json: bool) -> None:
     for note in exported.notes:
         show(f"note: {note}")
     if not exported.folds:
-        show(f"no trained fold: plans.json, dataset.json and the fingerprint alone are in {exported.folder}")
+        show(f"no trained fold, so no checkpoint: {', '.join(exported.files)} are in {exported.folder}")
+        show("next: copy plans.json to nnUNet_preprocessed/DATASET/nnUNetPlans.json, the others beside it")
         return
     folds = " ".join([fold for fold in exported.folds if fold != "all"] or exported.folds)  # as infer chooses them
     show(f"written to {exported.folder}; next: nnUNetv2_predict_from_modelfolder -m {exported.folder} -f {folds} ...")

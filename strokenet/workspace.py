@@ -26,6 +26,7 @@ from strokenet.data.errors import InputError
 from strokenet.data.files import read_json, write_json
 from strokenet.data.splits import Split
 
+NNUNET_PLANS = ("plans.json", "plans.pkl")  # of nnU-Net v2 and v1: what a folder of its results holds
 FOLD = re.compile(r"fold_([0-9]{1,3}|all)")
 
 
@@ -113,16 +114,24 @@ class Workspace:
         return self.root.is_dir() and (bool(self.trained_folds()) or any(self.root.glob("fold_*/state*.pt")))
 
     def read_plan(self) -> Plan:
-        """Raises InputError where plan.json is missing or wrong, and where the folder is a fold of a model."""
+        """Raises InputError where plan.json is missing or wrong, and where the folder is something like a workspace."""
         if not self.plan_file.is_file():
-            above = Workspace(Path(os.path.normpath(self.root / "..")))
-            if FOLD.fullmatch(self.root.resolve().name) and above.plan_file.is_file():
-                raise InputError(f"{self.root}: is a fold of a model; give {above.root}")
-            raise InputError(f"{self.root}: no plan.json; run `strokenet plan DATASET -o {self.root}` first")
+            raise InputError(f"{self.root}: {self._instead()}")
         try:
             return plans.from_json(read_json(self.plan_file))
         except PlanError as error:
             raise InputError(f"{self.plan_file}: {error}") from None
+
+    def _instead(self) -> str:
+        """What is here that is no workspace, and what to do about it."""
+        above = Workspace(Path(os.path.normpath(self.root / "..")))
+        if self.root.is_file():
+            return f"is a file; give the folder of a model, {above.root}"
+        if FOLD.fullmatch(self.root.resolve().name) and above.plan_file.is_file():
+            return f"is a fold of a model; give {above.root}"
+        if any((self.root / name).is_file() for name in NNUNET_PLANS):
+            return f"is a results folder of nnU-Net; run `strokenet import-nnunet {self.root} -o MODEL` first"
+        return f"no plan.json; run `strokenet plan DATASET -o {self.root}` first"
 
     def write_plan(self, plan: Plan) -> None:
         write_json(self.plan_file, plans.to_json(plan))

@@ -36,7 +36,25 @@ def file_ending(description: Mapping[str, Any], where: Path) -> str:
 
 
 def channel_names(description: Mapping[str, Any], where: Path) -> tuple[str, ...]:
-    """Names in the order of the file, as nnU-Net reads them; keys 0, 1 ... must ascend, else InputError."""
+    """Names in the order of the file, as nnU-Net reads them; keys 0, 1 ... must ascend, else InputError.
+
+    Two that differ in case alone are one name: files are matched to them without regard to case.
+    """
+    channels = listed_channels(description, where)
+    if told_apart(channels) != channels:
+        raise InputError(f"{where}: channel_names {list(channels)!s:.80} holds a name twice; give each channel its own")
+    return channels
+
+
+def told_apart(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names, each with its number ("MRI 0", "MRI 1") where two of them are one."""
+    if len({name.casefold() for name in names}) == len(names):
+        return names
+    return tuple(f"{name} {number}" for number, name in enumerate(names))
+
+
+def listed_channels(description: Mapping[str, Any], where: Path) -> tuple[str, ...]:
+    """Names as `channel_names` gives them, but a name may be there twice: nnU-Net never looks at it."""
     names = description.get("channel_names", description.get("modality"))
     if not isinstance(names, dict) or not 1 <= len(names) <= MAX_CHANNELS:
         raise InputError(f'{where}: channel_names is missing or empty; write {{"0": "T1", "1": "FLAIR"}}')
@@ -45,8 +63,6 @@ def channel_names(description: Mapping[str, Any], where: Path) -> tuple[str, ...
     channels = tuple(names.values())
     if not all(isinstance(name, str) and name.strip() and name.isprintable() for name in channels):
         raise InputError(f"{where}: channel_names {list(channels)!s:.80}; give each channel a name of printable text")
-    if len(set(channels)) < len(channels):
-        raise InputError(f"{where}: channel_names {list(channels)!s:.80} holds a name twice; give each channel its own")
     return channels
 
 
@@ -61,8 +77,8 @@ def label_values(description: Mapping[str, Any], where: Path) -> dict[str, int]:
     for name, value in labels.items():
         if isinstance(value, list):
             raise InputError(
-                f"{where}: label {name!r:.80} is a region {value!s:.80}; regions are not supported yet, give each "
-                "label one value"
+                f"{where}: label {name!r:.80} is a region {value!s:.80}; regions are not supported yet, nor models "
+                "of them; give each label one value"
             )
         if not name.strip() or not name.isprintable():
             raise InputError(f"{where}: label {name!r:.80}; give each label a name of printable text")

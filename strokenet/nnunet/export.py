@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from planner.fingerprint import Fingerprint
 from planner.plan import Plan
 from strokenet import __version__
 from strokenet.data.errors import InputError
-from strokenet.data.files import new_folder, replacing, write_json
+from strokenet.data.files import new_folder, write_bytes, write_json
 from strokenet.model.checkpoint import load_weights
 from strokenet.nnunet.plans import (
     DATASET,
@@ -54,9 +55,10 @@ _LOGGED = ("mean_fg_dice", "ema_fg_dice", "dice_per_class_or_region", "train_los
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written. notes: where nnU-Net will answer otherwise than strokenet, one line each."""
+    """What was written. files: names beside the folds. notes: where nnU-Net will answer otherwise, one line each."""
 
     folder: Path
+    files: tuple[str, ...]
     folds: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -82,9 +84,11 @@ def export_nnunet(root: Path, out: Path) -> Exported:
             file = workspace.fold(fold).weights
             assert file is not None
             checkpoint = _checkpoint(load_weights(file, plan), plan, fold, stored, description)
-            with replacing(folder / f"fold_{fold}" / CHECKPOINT) as temporary, temporary.open("wb") as stream:
-                torch.save(checkpoint, stream)  # given a path, torch tells a full disk as an internal error
-    return Exported(folder=out, folds=folds, notes=_notes(plan) if folds else ())
+            content = BytesIO()  # given a file, torch tells a full disk as an internal error of its own
+            torch.save(checkpoint, content)
+            write_bytes(folder / f"fold_{fold}" / CHECKPOINT, content.getbuffer())
+    files = (PLANS, DATASET, *([FINGERPRINT] if fingerprint is not None else []))
+    return Exported(folder=out, files=files, folds=folds, notes=_notes(plan) if folds else ())
 
 
 def plans_json(plan: Plan, fingerprint: Fingerprint | None = None) -> dict[str, Any]:
@@ -210,11 +214,11 @@ def _names(table: Mapping[str, str]) -> dict[str, str]:
 def _medians(plan: Plan, fingerprint: Fingerprint | None) -> tuple[list[float], list[int]]:
     """Median spacing and shape of the dataset in network axes; without a fingerprint those of the plan."""
     if fingerprint is None:
-        return list(plan.spacing), [int(n) for n in plan.median_shape]
+        return list(plan.spacing), [round(n) for n in plan.median_shape]
     order = list(plan.transpose)
     spacing = np.median(np.array(fingerprint.spacings), 0)[order]
     shape = np.median(np.array(fingerprint.shapes_after_crop), 0)[order]
-    return [float(s) for s in spacing], [int(n) for n in shape]
+    return [float(s) for s in spacing], [round(float(n)) for n in shape]
 
 
 def _fingerprint_json(fingerprint: Fingerprint) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from planner.plan import Plan
 from strokenet.data.errors import InputError
 from strokenet.model.checkpoint import expected_shapes
+from strokenet.nnunet.checkpoints import StoredTensor
 
 CheckpointKind = Literal["final", "best"]
 SHOWN = 3  # names in a message
@@ -53,32 +53,18 @@ def checkpoints(
 
 
 def parameters(value: Any, file: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint as plain tensors on the CPU, whose numbers the file really holds.
-
-    A file can make a tensor of a strange kind, one that says to be larger than its numbers, or a dictionary and a
-    Parameter with methods of their own: everything is taken by the methods of the types themselves.
+    """The state dict of a checkpoint, its numbers read.
 
     Raises:
-        InputError: no dictionary of names and tensors, an empty one, or a tensor that is not plain.
+        InputError: no dictionary of names and tensors, an empty one, or numbers that are damaged.
     """
-    if not isinstance(value, dict) or not dict.__len__(value):
+    if not isinstance(value, dict) or not value:
         raise InputError(f"{file}: holds no parameters of a network; give a checkpoint that nnU-Net wrote")
-    found, storages = {}, {}
-    for name, tensor in dict.items(value):
-        plain = torch.Tensor.detach(tensor) if type(tensor) in (Tensor, Parameter) else None
-        if not isinstance(name, str) or plain is None or not _is_plain(plain):
-            raise InputError(f"{file}: {name!s:.100} is no plain tensor of numbers; the file is damaged")
-        found[name] = plain
-        storages[plain.untyped_storage().data_ptr()] = plain.untyped_storage().nbytes()
-    if sum(storages.values()) > file.stat().st_size:
-        raise InputError(f"{file}: holds fewer numbers than its parameters need; download or copy it again")
-    return found
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in _NUMBERS:
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    for name, stored in value.items():
+        if not isinstance(name, str) or not isinstance(stored, StoredTensor) or stored.storage.dtype not in _NUMBERS:
+            shown = name if isinstance(name, str) else f"a {type(name).__name__}"
+            raise InputError(f"{file}: {shown:.100} is no tensor of real numbers; the file is damaged")
+    return {name: stored.read() for name, stored in value.items()}
 
 
 def checked_weights(where: str, weights: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
@@ -106,6 +92,13 @@ def checked_weights(where: str, weights: Mapping[str, Tensor], plan: Plan) -> di
         if not bool(checked[name].isfinite().all()):
             raise InputError(f"{where}: {name} holds NaN or infinity; the file is damaged")
     return checked
+
+
+def renamed_note(stored: tuple[str, ...], plan: Plan) -> tuple[str, ...]:
+    """What to say where the model's channels had to be told apart."""
+    if stored == plan.channels:
+        return ()
+    return (f"several channels had one name; they are {', '.join(plan.channels)} now",)
 
 
 def _first(names: list[str]) -> str:

@@ -6,6 +6,7 @@ Everything is read and checked before the first byte is written, and the folder 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from strokenet.data.errors import InputError
@@ -18,7 +19,7 @@ from strokenet.nnunet.v1 import read_v1
 from strokenet.nnunet.v2 import read_v2
 from strokenet.workspace import Workspace
 
-SEARCHED = 3  # levels below the folder given, in which a results folder is looked for to name it
+SEARCHED = 4  # levels below the folder given, in which a results folder is looked for to name it
 
 
 def import_nnunet(source: Path, out: Path) -> ForeignModel:
@@ -47,14 +48,26 @@ def _read(source: Path) -> ForeignModel:
         return read_v2(source)
     if (source / V1_PLANS).is_file():
         return read_v1(source)
+    if Workspace(source).plan_file.is_file():
+        raise InputError(f"{source}: is a model of strokenet already; `strokenet infer` takes it")
     near = [path for path in _below(source) + list(source.absolute().parents[:2]) if _is_results_folder(path)]
-    hint = f"; there is one in {', '.join(str(path) for path in near[:SHOWN])}" if near else ""
-    raise InputError(f"{source}: neither {PLANS} (nnU-Net v2) nor {V1_PLANS} (v1) is there{hint}")
+    hint = (
+        f"give {' or '.join(str(path) for path in near[:SHOWN])}"
+        if near
+        else "give a TRAINER__PLANS__3d_fullres folder"
+    )
+    raise InputError(f"{source}: holds neither {PLANS} (nnU-Net v2) nor {V1_PLANS} (v1); {hint}")
 
 
 def _below(source: Path) -> list[Path]:
-    return [path for depth in range(1, SEARCHED + 1) for path in sorted(source.glob("*/" * depth))]
+    found = []
+    for depth in range(1, SEARCHED + 1):
+        with suppress(OSError):  # a folder that may not be read is none that helps
+            found += sorted(source.glob("*/" * depth))
+    return found
 
 
 def _is_results_folder(path: Path) -> bool:
-    return (path / PLANS).is_file() or (path / V1_PLANS).is_file()
+    with suppress(OSError):
+        return (path / PLANS).is_file() or (path / V1_PLANS).is_file()
+    return False

@@ -12,7 +12,7 @@ from typing import Any
 
 from planner import plan as plans
 from planner.plan import MAX_STAGES, Plan, PlanError
-from strokenet.data.description import channel_names, json_object, label_values
+from strokenet.data.description import json_object, label_values, listed_channels, told_apart
 from strokenet.data.errors import InputError
 
 PLANS, DATASET = "plans.json", "dataset.json"
@@ -75,7 +75,7 @@ def plan_from_json(
         InputError: a key is missing or wrong, or the configuration is not supported.
     """
     where = source / PLANS
-    channels = channel_names(description, source / DATASET)
+    channels = told_apart(listed_channels(description, source / DATASET))
     labels = label_values(description, source / DATASET)
     try:
         configuration = configuration_of(stored, name, where)
@@ -180,7 +180,8 @@ def answer_notes(stored: Mapping[str, Any], configuration: Mapping[str, Any], wh
             found.append(function)
         elif configuration.get(f"resampling_fn_{what}_kwargs", usual) != usual:
             found.append(f"{function} with its own settings")
-    names = dict.fromkeys(f"{name!s:.80}" for name in found)
+    shown = (name if isinstance(name, str) and name.isprintable() else repr(name) for name in found)
+    names = dict.fromkeys(f"{name:.80}" for name in shown)
     return tuple(f"{name} is not nnU-Net's default; here the default runs, answers may differ" for name in names)
 
 
@@ -207,7 +208,9 @@ def _network(configuration: _Entries, where: Path) -> dict[str, Any]:
         raise InputError(f"{where}: the network has no nonlin; give the plans.json that nnU-Net wrote")
     for key, value in shape.items():
         if value not in STOCK_BLOCK.get(key, (None,)):
-            raise InputError(f"{where}: the network's {key} is {value!r:.100}, not nnU-Net's own; it is not supported")
+            raise InputError(
+                f"{where}: the network's {key:.40} is {value!r:.100}, not nnU-Net's own; it is not supported"
+            )
     return fields
 
 
@@ -218,6 +221,8 @@ def _old_network(configuration: _Entries, where: Path) -> dict[str, Any]:
     blocks = configuration["n_conv_per_stage_encoder"]
     _each(0, len(blocks))
     base, most = configuration["UNet_base_num_features"], configuration["unet_max_num_features"]
+    if type(base) is not int or type(most) is not int:
+        raise PlanError(f"network has {base!r:.20} to {most!r:.20} features; whole numbers are needed")
     return _shape(
         OLD_NETWORKS[name],
         features=[min(base * 2**level, most) for level in range(len(blocks))],

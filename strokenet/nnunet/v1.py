@@ -23,8 +23,16 @@ from strokenet.data.description import json_object, label_values
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json
 from strokenet.model.checkpoint import expected_shapes
-from strokenet.nnunet.foreign import CheckpointKind, ForeignModel, checked_weights, checkpoints, parameters
-from strokenet.nnunet.pickles import load_checkpoint, load_pickle
+from strokenet.nnunet.checkpoints import load_checkpoint
+from strokenet.nnunet.foreign import (
+    CheckpointKind,
+    ForeignModel,
+    checked_weights,
+    checkpoints,
+    parameters,
+    renamed_note,
+)
+from strokenet.nnunet.pickles import load_pickle
 from strokenet.nnunet.v1_plans import (
     Trained,
     answer_notes,
@@ -38,8 +46,13 @@ from strokenet.nnunet.v1_plans import (
     text,
     whole,
 )
+from strokenet.preprocess.resample import separate_axis
 
 PLANS, DATASET, DEBUG, POSTPROCESSING = "plans.pkl", "dataset.json", "debug.json", "postprocessing.json"
+WRONG_SLICES = (
+    "back to scans finer than these plans nnU-Net v1 takes nearest slices along a wrong axis; here it is the right "
+    "one, answers differ on such scans"
+)
 MOST_NAME = 200  # characters of a dataset's name
 FILES: dict[CheckpointKind, str] = {"final": "model_final_checkpoint.model", "best": "model_best.model"}
 # Trainers of nnunet 1.7.1 by what follows "nnUNetTrainer"; a "_copy1" at the end changes nothing.
@@ -62,7 +75,7 @@ _OTHERWISE = """
     V2BraTSRegions V2BraTSRegions_DA3 V2BraTSRegions_DA3_BD V2BraTSRegions_DDP V2BraTSRegions_Dice
 """
 OTHERWISE = frozenset(_OTHERWISE.split())
-_FOLD = re.compile(r"fold_(\d{1,3})|(all)")
+_FOLD = re.compile(r"fold_([0-9]{1,3})|(all)")
 _DO_MIRROR = re.compile(r"'do_mirror': (True|False)\b")
 _MIRROR_AXES = re.compile(r"'mirror_axes': [\[(]([012, ]*)[\])]")
 _N = r"(\d{1,3})"
@@ -179,10 +192,11 @@ def _plan(source: Path, trained: Trained, axes: tuple[int, ...], where: Path) ->
     """The plan, and what is to be said about it."""
     notes = answer_notes(trained.plans, str(where))
     labels = _labels(source / DATASET, foreground_count(trained.plans, str(where)))
-    names, renamed = channels(trained.plans, str(where))
-    if renamed:
-        notes += (f"several channels had one name; they are {', '.join(names)} now",)
-    return plan_of(trained, labels, axes, str(where)), notes
+    plan = plan_of(trained, labels, axes, str(where))
+    notes += renamed_note(channels(trained.plans, str(where)), plan)
+    if plan.transpose != (0, 1, 2) and separate_axis(plan.spacing, plan.spacing) is not None:
+        notes += (WRONG_SLICES,)
+    return plan, notes
 
 
 def _labels(file: Path, count: int) -> dict[str, int]:
@@ -192,7 +206,9 @@ def _labels(file: Path, count: int) -> dict[str, int]:
     description = json_object(read_json(file), str(file))
     labels = json_object(description.get("labels"), f"{file}: labels")
     if all(value.isdecimal() for value in labels):
-        labels = {"background" if not value.strip("0") else str(name): value for value, name in labels.items()}
+        if not all(isinstance(name, str) for name in labels.values()):
+            raise InputError(f'{file}: labels are to be named by texts, as in "1": "lesion"')
+        labels = {"background" if not value.strip("0") else name: value for value, name in labels.items()}
     found = label_values({"labels": labels}, file)
     if len(found) != count + 1:
         raise InputError(f"{file}: {len(found) - 1} labels, the model has {count}; give its own or remove the file")

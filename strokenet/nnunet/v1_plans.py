@@ -16,7 +16,7 @@ import numpy as np
 
 from planner import plan as plans
 from planner.plan import MAX_STAGES, Plan, PlanError
-from strokenet.data.description import MAX_CHANNELS, MAX_LABELS
+from strokenet.data.description import MAX_CHANNELS, MAX_LABELS, told_apart
 from strokenet.data.errors import InputError
 
 PLANNER = "nnU-Net v1"
@@ -56,7 +56,7 @@ def plan_of(trained: Trained, labels: Mapping[str, int], mirror_axes: tuple[int,
     """
     stored = trained.plans
     stage = stage_plans(stored, trained.stage, where)
-    names, _ = channels(stored, where)
+    names = told_apart(channels(stored, where))
     schemes = [_scheme(stored, channel, where) for channel in range(len(names))]
     fields = {
         "dataset": trained.dataset,
@@ -112,17 +112,13 @@ def foreground_count(stored: Mapping[Any, Any], where: str) -> int:
     return count
 
 
-def channels(stored: Mapping[Any, Any], where: str) -> tuple[tuple[str, ...], bool]:
-    """Names in input order, and whether some had to be told apart by their number ("MRI 0", "MRI 1")."""
+def channels(stored: Mapping[Any, Any], where: str) -> tuple[str, ...]:
+    """Names in input order; one may be there twice."""
     modalities = dictionary(entry(stored, "modalities", where), f"{where}: modalities")
     count = len(modalities)
     if not 1 <= count <= MAX_CHANNELS:
         raise InputError(f"{where}: {count} modalities; allowed: 1 to {MAX_CHANNELS}")
-    names = [text(entry(modalities, number, f"{where}: modalities"), f"{where}: modality") for number in range(count)]
-    folded = [name.casefold() for name in names]
-    if len(set(folded)) == count:
-        return tuple(names), False
-    return tuple(f"{name} {number}" for number, name in enumerate(names)), True
+    return tuple(text(entry(modalities, n, f"{where}: modalities"), f"{where}: modality") for n in range(count))
 
 
 def answer_notes(stored: Mapping[Any, Any], where: str) -> tuple[str, ...]:
@@ -190,8 +186,9 @@ def _kernels(stage: Mapping[Any, Any], stages: int, where: str) -> list[list[int
 
 
 def _transpose(stored: Mapping[Any, Any], where: str) -> list[int]:
-    order = stored.get("transpose_forward")
-    return [0, 1, 2] if order is None else wholes(order, 3, f"{where}: transpose_forward")
+    """v1 turns nothing where one of the two orders is missing."""
+    order, back = stored.get("transpose_forward"), stored.get("transpose_backward")
+    return [0, 1, 2] if order is None or back is None else wholes(order, 3, f"{where}: transpose_forward")
 
 
 def _scheme(stored: Mapping[Any, Any], channel: int, where: str) -> str:
@@ -249,6 +246,7 @@ def listed(value: Any, what: str, most: int = MOST_ENTRIES) -> list[Any]:
 def whole(value: Any, what: str) -> int:
     """A whole number; numpy's and 3.0 too, else InputError."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    value = value.item() if isinstance(value, np.generic) else value  # numpy's own comparisons may overflow
     if not number or not abs(value) <= MOST_NUMBER or value != int(value):
         raise InputError(f"{what} is no whole number of a sensible size ({type(value).__name__})")
     return int(value)

@@ -14,11 +14,18 @@ import torch
 from torch import Tensor
 
 from planner.plan import Plan
-from strokenet.data.description import json_object
+from strokenet.data.description import json_object, listed_channels
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json
-from strokenet.nnunet.foreign import CheckpointKind, ForeignModel, checked_weights, checkpoints, parameters
-from strokenet.nnunet.pickles import load_checkpoint
+from strokenet.nnunet.checkpoints import load_checkpoint
+from strokenet.nnunet.foreign import (
+    CheckpointKind,
+    ForeignModel,
+    checked_weights,
+    checkpoints,
+    parameters,
+    renamed_note,
+)
 from strokenet.nnunet.plans import DATASET, PLANS, answer_notes, configuration_of, plan_from_json
 from strokenet.workspace import FOLD
 
@@ -64,7 +71,7 @@ def read_v2(source: Path) -> ForeignModel:
         if _training(checkpoint, file)[:2] != (trainer, name):
             raise InputError(f"{file}: is not of {trainer} {name} as {first} is; import each alone")
         weights[fold] = own_weights(parameters(checkpoint.get("network_weights"), file), plan, file)
-    notes += _trainer_notes(trainer)
+    notes += renamed_note(listed_channels(description, source / DATASET), plan) + _trainer_notes(trainer)
     notes += answer_notes(stored, configuration_of(stored, name, source / PLANS), source / PLANS)
     return ForeignModel(
         generation="v2",
@@ -104,7 +111,7 @@ def _own_name(alias: str) -> str:
 def _training(checkpoint: Mapping[Any, Any], where: Path) -> tuple[str, str, tuple[int, ...]]:
     """Trainer, configuration and the axes to mirror along."""
     arguments = checkpoint.get("init_args")
-    name = dict.get(arguments, "configuration") if isinstance(arguments, dict) else None
+    name = arguments.get("configuration") if isinstance(arguments, dict) else None
     trainer = _text(checkpoint.get("trainer_name"), "trainer_name", where)
     return trainer, _text(name, "init_args configuration", where), _mirror_axes(checkpoint, where)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from planner.plan import PostprocessRule
+from strokenet.data.errors import InputError
 from strokenet.infer.infer import InferConfig, infer_folder
 from strokenet.model.checkpoint import load_model
 from strokenet.nnunet.foreign import ForeignModel
@@ -68,7 +68,23 @@ def test_the_plan_holds_what_nnunet_planned(tmp_path: Path) -> None:
     assert (plan.transpose, plan.spacing, plan.patch) == ((2, 0, 1), (3.0, 0.9, 1.1), (8, 16, 32))
     assert (plan.median_shape, plan.batch_size, plan.batch_dice) == ((24, 22, 20), 2, False)
     assert (plan.normalisation, plan.use_mask_for_norm) == (("zscore", "zscore"), (True, False))
-    assert model.notes == ()
+
+
+def test_a_usual_model_needs_no_note(tmp_path: Path) -> None:
+    assert read_v1(write_folder(tmp_path / "source")).notes == ()
+
+
+@pytest.mark.parametrize("missing", ["transpose_forward", "transpose_backward"])
+def test_axes_are_turned_where_both_orders_are_given(tmp_path: Path, missing: str) -> None:
+    def turned(stored: dict[str, Any]) -> None:
+        stored["transpose_forward"], stored["transpose_backward"] = [2, 0, 1], [1, 2, 0]
+
+    def half_turned(stored: dict[str, Any]) -> None:
+        turned(stored)
+        del stored[missing]
+
+    assert read_v1(write_folder(tmp_path / "both", change_plans=turned)).plan.transpose == (2, 0, 1)
+    assert read_v1(write_folder(tmp_path / "one", change_plans=half_turned)).plan.transpose == (0, 1, 2)
 
 
 def test_the_plan_holds_what_v1_does_otherwise(tmp_path: Path) -> None:
@@ -158,57 +174,6 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
-@pytest.mark.parametrize(
-    ("trainer", "axes", "noted"),
-    [
-        ("nnUNetTrainer", (0, 1, 2), False),
-        ("nnUNetTrainerV2", (0, 1, 2), False),
-        ("nnUNetTrainerV2_Loss_TopK10_copy3", (0, 1, 2), False),
-        ("nnUNetTrainerV2_noMirroring", (), False),
-        ("nnUNetTrainerV2_noDataAugmentation_copy1", (), False),
-        ("nnUNetTrainerV2_ours", (), True),
-        ("StrokeTrainer", (), True),
-    ],
-)
-def test_mirroring_is_what_the_trainer_is_known_to_do(
-    tmp_path: Path, trainer: str, axes: tuple[int, ...], noted: bool
-) -> None:
-    model = read_v1(write_folder(tmp_path / "source", trainer=trainer))
-    assert model.plan.mirror_axes == axes
-    assert model.notes == ((f"{trainer} {UNKNOWN}; {UNRECORDED}",) if noted else ())
-
-
-UNKNOWN = "is not known here: its network is taken to be nnU-Net's own"
-UNRECORDED = "no debug.json says how it mirrored, so nothing is mirrored at inference"
-
-
-@pytest.mark.parametrize(
-    ("parameters", "axes"),
-    [
-        ("{'p_rot': 0.2, 'do_mirror': True, 'mirror_axes': (0, 1, 2), 'dummy_2D': False}", (0, 1, 2)),
-        ("{'do_mirror': True, 'mirror_axes': (1,)}", (1,)),
-        ("{'do_mirror': True, 'mirror_axes': [2, 0]}", (0, 2)),
-        ("{'do_mirror': False, 'mirror_axes': (0, 1, 2)}", ()),
-        ("{'do_mirror': True, 'mirror_axes': ()}", ()),
-        ("{'do_mirror': True, 'mirror_axes': (2, 3, 4)}", (0, 1, 2)),  # the oldest counted from the batch: not used
-        ("None", (0, 1, 2)),
-    ],
-)
-def test_mirroring_is_what_the_training_recorded(tmp_path: Path, parameters: str, axes: tuple[int, ...]) -> None:
-    source = write_folder(tmp_path / "source")
-    (source / "fold_0" / "debug.json").write_text(json.dumps({"data_aug_params": parameters}))
-    assert read_v1(source).plan.mirror_axes == axes
-
-
-def test_folds_that_mirrored_otherwise_share_the_axes_of_both(tmp_path: Path) -> None:
-    source = write_folder(tmp_path / "source", folds=("fold_0", "fold_1"), trainer="Unknown")
-    for fold, axes in (("fold_0", "(0, 1)"), ("fold_1", "(1, 2)")):
-        text = f"{{'do_mirror': True, 'mirror_axes': {axes}}}"
-        (source / fold / "debug.json").write_text(json.dumps({"data_aug_params": text}))
-    model = read_v1(source)
-    assert (model.plan.mirror_axes, model.notes) == ((1,), (f"Unknown {UNKNOWN}",))
-
-
 def two_stages(stored: dict[str, Any]) -> None:
     low, full = plans()["plans_per_stage"][0], plans()["plans_per_stage"][0]
     low["current_spacing"] = np.array([2.0, 2.0, 2.0])
@@ -223,16 +188,6 @@ def test_the_stage_that_was_trained_is_taken(tmp_path: Path, stage: int, name: s
 
 def test_the_only_stage_needs_no_number(tmp_path: Path) -> None:
     assert read_v1(write_folder(tmp_path / "source", stage=None)).configuration == "3d_fullres"
-
-
-@pytest.mark.parametrize(
-    "labels", [{"0": "Background", "1": "lesion"}, {"1": "lesion", "0": "clear"}, {"background": 0, "lesion": 1}]
-)
-def test_a_dataset_json_beside_names_the_labels(tmp_path: Path, labels: dict[str, Any]) -> None:
-    source = write_folder(tmp_path / "source")
-    (source / "dataset.json").write_text(json.dumps({"labels": labels, "modality": {"0": "other"}}))
-    plan = read_v1(source).plan
-    assert (dict(plan.labels), plan.channels) == ({"background": 0, "lesion": 1}, ("flair", "t1"))
 
 
 def test_plans_of_2019_are_read(tmp_path: Path) -> None:
@@ -306,6 +261,16 @@ def test_preprocessing_and_export_of_their_own_are_noted(tmp_path: Path) -> None
 
     notes = read_v1(write_folder(tmp_path / "source", change_plans=other)).notes
     assert [note.split()[0] for note in notes] == ["Preprocessor3DDifferentResampling", "segmentation_export_params"]
+
+
+@pytest.mark.parametrize("value", [np.int8(-128), np.int64(-(2**63)), np.float16(2), np.float32(np.inf)])
+def test_numbers_of_any_numpy_type_give_no_warning(tmp_path: Path, value: Any) -> None:
+    """Warnings are errors here: numpy warns where a small type is compared with a large number."""
+    source = write_folder(tmp_path / "source", change_plans=lambda stored: stored.update(base_num_features=value))
+    with pytest.raises(
+        InputError, match="base_num_features is no whole number|network features|plans and dataset.json ask for"
+    ):
+        read_v1(source)
 
 
 def test_reading_writes_nothing(tmp_path: Path) -> None:
