@@ -146,8 +146,13 @@ def mirror_axes(plan: Plan, tta: Mirroring) -> tuple[int, ...]:
     if tta == "none":
         return ()
     if tta == "full" and set(plan.mirror_axes) != {0, 1, 2}:
-        raise InputError(f"--tta full: training mirrored along axes {plan.mirror_axes} alone; use --tta plan")
+        raise InputError(f"--tta full: training mirrored along {_axis_names(plan)}; use --tta plan")
     return plan.mirror_axes
+
+
+def _axis_names(plan: Plan) -> str:
+    """D, H, W of the scan, as the import shows them."""
+    return ", ".join("DHW"[plan.transpose[axis]] for axis in plan.mirror_axes) or "no axis"
 
 
 def mask_rule(plan: Plan, config: InferConfig) -> PostprocessRule:

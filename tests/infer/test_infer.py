@@ -346,7 +346,7 @@ def test_options_that_the_model_cannot_take_are_refused_before_the_first_case(
 ) -> None:
     infer_folder(model, scans, tmp_path / "out", DEFAULT)
     before = names(tmp_path / "out")
-    with pytest.raises(InputError, match="--tta full: training mirrored along axes"):
+    with pytest.raises(InputError, match="--tta full: training mirrored along"):
         infer_folder(model, scans, tmp_path / "out", InferConfig(tta="full"))
     with pytest.raises(InputError, match="no weights for fold 3; trained: 0"):
         infer_folder(model, scans, tmp_path / "out", InferConfig(folds=("3",)))

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from planner.plan import NetworkPlan, Plan, PostprocessRule, Triple
+from planner.plan import NetworkPlan, Plan, PostprocessRule, Semantics, Triple
 from strokenet.data.case import read_case
 from strokenet.infer.predict import InferConfig, Prediction, predict
 from strokenet.infer.sliding_window import WindowRules, predict_logits
@@ -89,8 +89,8 @@ def real_rows(full: bool) -> Iterator[Row]:
 LABELS = {"background": 0, "lesion": 1}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
     """mask (D, H, W); probability (K, D, H, W)."""
 
     mask: NDArray[np.uint8]
@@ -108,28 +108,21 @@ class _Pair:
     def images(self) -> tuple[Path, ...]:
         return tuple(sorted((self.raw / "imagesTr").glob("*.nii.gz")))
 
-    def peers_answer(self, *, mirrored: bool, sums: torch.dtype = torch.float16) -> _Answer:
-        """nnUNetPredictor from files to files, with probabilities. sums: float32 to see what its float16 costs."""
-        target = self.folder / "peer"
-        with peer.quiet(), mock.patch.object(torch, "half", sums):
-            predictor = self._predictor(mirrored=mirrored)
-            files = [[str(path) for path in self.images]]
-            predictor.predict_from_files_sequential(files, [str(target)], save_probabilities=True)
-        mask = nibabel.load(f"{target}.nii.gz").get_fdata().astype(np.uint8).T
-        return _Answer(mask=mask, probability=np.load(f"{target}.npz")["probabilities"])
+    def peers_answer(self, *, mirrored: bool, sums: torch.dtype = torch.float16) -> Answer:
+        """sums: float32 to see what the peer's float16 costs."""
+        with mock.patch.object(torch, "half", sums):
+            return peers_answer(self.folder / "exported", ("0",), self.images, self.folder / "peer", mirrored=mirrored)
 
-    def our_answer(self, *, mirrored: bool, semantics: str) -> Prediction:
-        """Our inference of the imported model."""
-        model = load_model(self.folder / "imported")
-        case = read_case("case", dict(zip(model.plan.channels, self.images, strict=True)))
-        torch.set_num_threads(1)  # as the peer: more threads add up convolutions in another order
-        config = InferConfig(
-            tta="plan" if mirrored else "none",
-            semantics="exact" if semantics == "exact" else "improved",
-            precision="fp32",
-            probabilities=True,
-        )
-        return predict(model, case, config)
+    def our_answer(self, *, mirrored: bool, semantics: Semantics) -> Prediction:
+        return our_answer(self.folder / "imported", self.images, mirrored=mirrored, semantics=semantics)
+
+    @cached_property
+    def apart_by_float32_sums(self) -> tuple[int, float]:
+        """Of our default form and the peer with float32 sums, unmirrored: labels apart, and the largest probability."""
+        theirs = self.peers_answer(mirrored=False, sums=torch.float32)
+        ours = self.our_answer(mirrored=False, semantics="improved")
+        largest = float(np.abs(ours.probability - theirs.probability).max())
+        return int((ours.mask != theirs.mask).sum()), largest
 
     def logits_apart(self) -> float:
         """Largest difference of the logits that both compute from our preprocessed image, in the exact form."""
@@ -137,16 +130,39 @@ class _Pair:
         case = read_case("case", dict(zip(model.plan.channels, self.images, strict=True)))
         image = torch.from_numpy(preprocess(case, model.plan).image)
         with peer.quiet():
-            theirs = self._predictor(mirrored=False).predict_logits_from_preprocessed_data(image)
+            predictor = _predictor(self.folder / "exported", ("0",), mirrored=False)
+            theirs = predictor.predict_logits_from_preprocessed_data(image)
         ours = predict_logits(model.networks, image, patch=model.plan.patch, rules=WindowRules(exact=True))
         return float((theirs.float() - ours.float()).abs().max())
 
-    def _predictor(self, *, mirrored: bool) -> Any:
-        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-        predictor = nnUNetPredictor(use_mirroring=mirrored, device=torch.device("cpu"), allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(self.folder / "exported"), ("0",))
-        return predictor
+def peers_answer(
+    source: Path, folds: Sequence[int | str], images: Sequence[Path], target: Path, *, mirrored: bool
+) -> Answer:
+    """nnUNetPredictor on a results folder, from files to files, with probabilities. target: without its suffix."""
+    with peer.quiet():
+        predictor = _predictor(source, folds, mirrored=mirrored)
+        files = [[str(path) for path in images]]
+        predictor.predict_from_files_sequential(files, [str(target)], save_probabilities=True)
+    mask = nibabel.load(f"{target}.nii.gz").get_fdata().astype(np.uint8).T
+    return Answer(mask=mask, probability=np.load(f"{target}.npz")["probabilities"])
+
+
+def our_answer(model_folder: Path, images: Sequence[Path], *, mirrored: bool, semantics: Semantics) -> Prediction:
+    """Our inference of an imported model, in float32."""
+    model = load_model(model_folder)
+    case = read_case("case", dict(zip(model.plan.channels, images, strict=True)))
+    torch.set_num_threads(1)  # as the peer: more threads add up convolutions in another order
+    config = InferConfig(tta="plan" if mirrored else "none", semantics=semantics, precision="fp32", probabilities=True)
+    return predict(model, case, config)
+
+
+def _predictor(source: Path, folds: Sequence[int | str], *, mirrored: bool) -> Any:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(use_mirroring=mirrored, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(source), tuple(folds))
+    return predictor
 
 
 def _model_rows(
@@ -159,7 +175,7 @@ def _model_rows(
         yield from _compared(where, theirs, pair, mirror, trained=trained)
 
 
-def _compared(where: str, theirs: _Answer, pair: _Pair, mirror: bool, *, trained: bool) -> Iterator[Row]:
+def _compared(where: str, theirs: Answer, pair: _Pair, mirror: bool, *, trained: bool) -> Iterator[Row]:
     exact = pair.our_answer(mirrored=mirror, semantics="exact")
     apart = exact.mask != theirs.mask
     largest = float(np.abs(exact.probability - theirs.probability).max())
@@ -191,7 +207,7 @@ def _compared(where: str, theirs: _Answer, pair: _Pair, mirror: bool, *, trained
         tolerance=1e-3,
         unit="",
         note=_where_apart(improved, theirs),
-        cause="" if trained else "logits about zero: the peer's sums in float16 turn labels; with float32 sums none",
+        cause="" if trained else _even_cause(pair),
         bound=5e-3,
     )
     if not trained and not mirror:
@@ -202,18 +218,25 @@ def _compared(where: str, theirs: _Answer, pair: _Pair, mirror: bool, *, trained
             tolerance=0,
             unit="",
         )
-        theirs = pair.peers_answer(mirrored=mirror, sums=torch.float32)
+        labels, largest = pair.apart_by_float32_sums
         yield Row(
             check="inference improved, against the peer with float32 sums",
             on=where,
-            difference=int((improved.mask != theirs.mask).sum()),
+            difference=labels,
             tolerance=TIES,
             unit="voxels",
-            note=f"probabilities {np.abs(improved.probability - theirs.probability).max():.1e} apart",
+            note=f"probabilities {largest:.1e} apart",
         )
 
 
-def _where_apart(ours: Prediction, theirs: _Answer) -> str:
+def _even_cause(pair: _Pair) -> str:
+    """With what this model's run with float32 sums has shown."""
+    labels, _ = pair.apart_by_float32_sums
+    left = f"with float32 sums, unmirrored, labels that differ: {labels}"
+    return f"logits about zero: the peer's sums in float16 turn labels; {left}"
+
+
+def _where_apart(ours: Prediction, theirs: Answer) -> str:
     """How many labels differ, and how even the two labels are there."""
     apart = ours.mask != theirs.mask
     if not apart.any():

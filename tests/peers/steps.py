@@ -2,14 +2,15 @@
 
 Rounding alone keeps the two apart: the loss's gradient differs in the last digits. A step moves the weights by no more
 than that. Over several steps such differences may grow, where an activation within rounding of 0 falls on the other
-side of a LeakyReLU; how far, the peer shows against itself, with its images a last bit off. That is fastest where large
-gradients are clipped, so those networks are compared step by step alone.
+side of a LeakyReLU and takes the slope 1 for 0.01, or the reverse. That nothing else makes them grow is shown by a run
+of ours whose LeakyReLUs take the slopes that the peer's took. Where large gradients are clipped they grow fastest, so
+those networks are compared step by step and by the peer's slopes alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.plan import NetworkKind, Plan
+from strokenet.model.network import NEGATIVE_SLOPE
 from strokenet.train.feed import Batch
 from strokenet.train.run import FoldCases, Run, TrainConfig, start_run
 from strokenet.train.train import GRADIENT_NORM, _step, poly_lr
@@ -33,10 +35,13 @@ from tests.peers.row import Row
 
 STEP_TOLERANCE = 2.5e-7  # two units in the last place of 1; a step's weight decay is 6e-7
 RUN_TOLERANCE = 1e-5
+SLOPES_TOLERANCE = 1e-6  # of ten steps by the peer's slopes
 
 
 def rows(full: bool) -> Iterator[Row]:
-    """Ten steps, a step each of a schedule of ten epochs; with the peer's state before every step, and without."""
+    """Ten steps, a step each of a schedule of ten epochs: from the peer's state before every step, alone, and alone
+    but for the slopes.
+    """
     kinds: tuple[NetworkKind, ...] = ("plain", "residual")
     for kind, batch_dice in product(kinds, (False, True)):
         compared = [_train_all(kind, batch_dice, seed) for seed in range(12 if full else 4)]
@@ -45,18 +50,18 @@ def rows(full: bool) -> Iterator[Row]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Compared:
-    """Distances of the weights from the peer's.
+    """Distances of our weights from the peer's.
 
     step: largest of any weight in ten steps, each from the peer's weights and momentum; of 1, or of the largest weight
     of the parameter where that is more. run: after ten steps on their own, by norm. crossed: activations that then had
-    another sign. itself: as `run`, of the peer with its images a last bit off. clipped: steps whose gradient was;
-    strong: whether the heads were made so that it is.
+    another sign. sloped: as `run`, by the peer's slopes. clipped: steps whose gradient was; strong: whether the heads
+    were made so that it is.
     """
 
     step: float
     run: float
     crossed: int
-    itself: float
+    sloped: float
     clipped: int
     strong: bool
 
@@ -71,42 +76,61 @@ def _rows(on: str, compared: list[_Compared]) -> Iterator[Row]:
         note=f"gradient clipped in {sum(one.clipped for one in compared)} steps",
     )
     free = [one for one in compared if not one.strong]
-    itself = f"the peer and itself, images a last bit off: {max(one.itself for one in free):.0e}"
-    crossed = sum(one.crossed for one in free)
     yield Row(
         check=f"weights after {EPOCHS} steps",
         on=f"{len(free)} {on}",
         difference=max(one.run for one in free),
         tolerance=RUN_TOLERANCE,
         unit="of the weights' norm",
-        note=f"{crossed} activations of another sign; {itself}",
-        cause=f"{crossed} activations near 0 fell on another side of a LeakyReLU; {itself}" if crossed else "",
+        note=_crossed_note(free),
+        cause=_crossed_note(free) if any(one.crossed for one in free) else "",
         bound=10 * RUN_TOLERANCE,
+    )
+    yield Row(
+        check=f"weights after {EPOCHS} steps by the peer's slopes",
+        on=f"{len(compared)} {on}",
+        difference=max(one.sloped for one in compared),
+        tolerance=SLOPES_TOLERANCE,
+        unit="of the weights' norm",
+        note="each LeakyReLU of ours takes the slope that the peer's took in the same step",
     )
 
 
+def _crossed_note(free: list[_Compared]) -> str:
+    """What is shown of the activations that had another sign."""
+    crossed = [one for one in free if one.crossed]
+    same = [one.run for one in free if not one.crossed]
+    parts = [f"{sum(one.crossed for one in crossed)} activations of another sign in {len(crossed)} networks"]
+    if crossed:
+        parts.append(f"by the peer's slopes these are at most {max(one.sloped for one in crossed):.0e} apart")
+    if same:
+        parts.append(f"the others are at most {max(same):.0e} apart as they are")
+    return "; ".join(parts)
+
+
 def _train_all(kind: NetworkKind, batch_dice: bool, seed: int) -> _Compared:
-    """The peer; its twin, with images a last bit off; our run; and one led, with the peer's state before every step."""
+    """The peer; our run; one that takes the peer's slopes; and one led, with the peer's state before every step."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     plan = replace(random_plan(rng, kind), batch_dice=batch_dice)
-    theirs, twin = peer_trainer(plan), peer_trainer(plan)
+    theirs = peer_trainer(plan)
     steps, crossed, clipped, strong = [], 0, 0, seed % 2 == 1
     with _clipped_norms() as norms, TemporaryDirectory() as folder:
-        ours, led = (_our_run(plan, Path(folder) / name) for name in ("ours", "led"))
+        ours, sloped, led = (_our_run(plan, Path(folder) / name) for name in ("ours", "sloped", "led"))
         if strong:
             _strengthen_heads(theirs.network)
-        twin.network.load_state_dict(theirs.network.state_dict())
         copy_weights(theirs.network, ours.network)
+        copy_weights(theirs.network, sloped.network)
         for epoch in range(EPOCHS):
             _copy_state(theirs, led)
             image, label = _random_batch(rng, plan)
             with _signs(theirs.network) as their_signs:
                 _peer_step(theirs, image, label, epoch)
             clipped += norms[-1] > GRADIENT_NORM
-            _peer_step(twin, torch.nextafter(image, torch.full_like(image, torch.inf)), label, epoch)
             with _signs(ours.network) as our_signs:
                 _our_step(ours, image, label, epoch)
+            with _slopes_taken(sloped.network, their_signs):
+                _our_step(sloped, image, label, epoch)
             _our_step(led, image, label, epoch)
             crossed += sum(peer.differing(a, b) for a, b in zip(their_signs, our_signs, strict=True))
             steps.append(_largest_difference(theirs.network, led.network))
@@ -114,7 +138,7 @@ def _train_all(kind: NetworkKind, batch_dice: bool, seed: int) -> _Compared:
         step=max(steps),
         run=_norm_difference(theirs.network, ours.network),
         crossed=crossed,
-        itself=_norm_difference(theirs.network, twin.network),
+        sloped=_norm_difference(theirs.network, sloped.network),
         clipped=clipped,
         strong=strong,
     )
@@ -188,12 +212,30 @@ def _signs(network: nn.Module) -> Iterator[list[Tensor]]:
     signs: list[Tensor] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: signs.append(inputs[0].detach() > 0))
-        for module in network.modules()
-        if isinstance(module, nn.LeakyReLU)
+        for module in _activations(network)
     ]
     yield signs
     for hook in hooks:
         hook.remove()
+
+
+@contextmanager
+def _slopes_taken(network: nn.Module, signs: list[Tensor]) -> Iterator[None]:
+    """Each LeakyReLU takes its slopes, forward and backward, by the signs given and not by those of its input."""
+    given = iter(signs)
+
+    def act(x: Tensor) -> Tensor:
+        return torch.where(next(given), x, NEGATIVE_SLOPE * x)
+
+    with ExitStack() as stack:
+        for module in _activations(network):
+            stack.enter_context(mock.patch.object(module, "forward", act))
+        yield
+    assert next(given, None) is None
+
+
+def _activations(network: nn.Module) -> list[nn.LeakyReLU]:
+    return [module for module in network.modules() if isinstance(module, nn.LeakyReLU)]
 
 
 @contextmanager
