@@ -59,9 +59,9 @@ class Storage:
         return self.count * self.dtype.itemsize
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """A tensor whose numbers are still in the file."""
+    """A tensor whose numbers are still in the file. Two are equal that are the same numbers of it."""
 
     file: StoredNumbers
     storage: Storage

@@ -64,7 +64,8 @@ def parameters(value: Any, file: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(stored, StoredTensor) or stored.storage.dtype not in _NUMBERS:
             shown = name if isinstance(name, str) else f"a {type(name).__name__}"
             raise InputError(f"{file}: {shown:.100} is no tensor of real numbers; the file is damaged")
-    return {name: stored.read() for name, stored in value.items()}
+    read = {stored: stored.read() for stored in dict.fromkeys(value.values())}  # v2 names each up to four times
+    return {name: read[stored] for name, stored in value.items()}
 
 
 def checked_weights(where: str, weights: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
