@@ -146,7 +146,8 @@ def _in_old_form(model: _Model, folder: Path) -> _Model:
 def _drawn_head() -> Head:
     """An ellipsoid of noise with a lesion, in 1 mm voxels and intensities of about 0 to 1."""
     t1, flair, label = synthetic_head(np.random.default_rng(3), HEAD_MM, lesion=True)
-    return Head(t1=t1 / 255, flair=flair / 255, lesion=(label == 1).astype(np.float32))
+    t1, flair, lesion = (volume.astype(np.float32) for volume in (t1 / 255, flair / 255, label == 1))
+    return Head(t1=t1, flair=flair, lesion=lesion)
 
 
 def _trainers_row() -> Row:
