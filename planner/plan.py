@@ -66,11 +66,19 @@ class PostprocessRule:
 
     threshold: a voxel is lesion when its probability is strictly above it; None takes the most probable label.
     min_volume_mm3: components are kept when strictly larger; 0 keeps all. connectivity: 6, 18 or 26 neighbours.
+
+    Rules of LongiSeg4MS, which need a threshold; 0 and False do nothing:
+    min_peak: a component whose highest probability is below it is removed.
+    trim_below: voxels below it are removed from their component, but never its brightest min_volume_mm3 and one more.
+    common_field: only voxels that every channel has scanned (two times of one patient) can be lesion.
     """
 
     threshold: float | None = None
     min_volume_mm3: float = 0.0
     connectivity: Connectivity = 26
+    min_peak: float = 0.0
+    trim_below: float = 0.0
+    common_field: bool = False
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
@@ -81,6 +89,13 @@ class PostprocessRule:
         )
         allowed = get_args(Connectivity)
         _require(self.connectivity in allowed, f"connectivity is {self.connectivity}; allowed: {allowed}")
+        for name in ("min_peak", "trim_below"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} is {value}; allowed: 0 to 1")
+        _require(
+            self.threshold is not None or not (self.min_peak or self.trim_below or self.common_field),
+            "min_peak, trim_below and common_field need a threshold",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -313,4 +313,7 @@ def _numbers(values: Sequence[float]) -> str:
 def _mask_rule(rule: PostprocessRule) -> str:
     if rule.threshold is None:
         return "most probable label"
-    return f"p > {rule.threshold:g}, {rule.connectivity}-connected, > {rule.min_volume_mm3:g} mm3"
+    steps = [f"p > {rule.threshold:g}, {rule.connectivity}-connected, > {rule.min_volume_mm3:g} mm3"]
+    steps += [f"peak >= {rule.min_peak:g}"] if rule.min_peak else []
+    steps += [f"trimmed below {rule.trim_below:g}"] if rule.trim_below else []
+    return ", ".join([*steps, "scanned in every channel"] if rule.common_field else steps)

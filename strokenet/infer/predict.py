@@ -25,7 +25,7 @@ from strokenet.data.case import Case, case_from_images
 from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
 from strokenet.infer.memory import peak_memory_bytes
-from strokenet.infer.postprocess import lesion_probability, postprocess, softmax
+from strokenet.infer.postprocess import common_field, lesion_probability, postprocess, softmax
 from strokenet.infer.restore import place_back, place_back_probability, resample_logits
 from strokenet.infer.sliding_window import WindowRules, predict_logits
 from strokenet.model.checkpoint import Model
@@ -125,10 +125,17 @@ def predict(model: Model, case: Case, config: InferConfig, track: Track = silent
     rule = mask_rule(plan, config)
     scores, probability = _on_scan(answer.cpu().numpy(), rules, plan, prepared.origin)
     decisive = scores if rule.threshold is None and not config.probabilities else probability
-    mask = postprocess(decisive, rule, case.geometry.voxel_volume_mm3)
+    mask = postprocess(decisive, rule, case.geometry.voxel_volume_mm3, _field(case, rule, prepared.origin))
     return Prediction(
         mask=place_back(mask, prepared.origin), probability=place_back_probability(probability, prepared.origin)
     )
+
+
+def _field(case: Case, rule: PostprocessRule, origin: Origin) -> NDArray[np.bool_] | None:
+    """The common field of view on the crop, where the rule asks for it. (*box) bool."""
+    if not rule.common_field:
+        return None
+    return np.asarray(origin.turn.apply(common_field(case.image))[origin.box.slices], dtype=bool)
 
 
 def window_rules(plan: Plan, config: InferConfig) -> WindowRules:

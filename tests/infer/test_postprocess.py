@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
-from planner.plan import PostprocessRule
+from planner.plan import PlanError, PostprocessRule
 from strokenet.data.case import case_from_images
-from strokenet.infer.postprocess import lesion_probability, postprocess, softmax
+from strokenet.infer.postprocess import common_field, lesion_probability, postprocess, softmax
 from tests.infer.models import oblique
 
 PAPER = PostprocessRule(threshold=0.2, min_volume_mm3=4.0, connectivity=26)
@@ -127,3 +131,87 @@ def test_probabilities_are_the_softmax_and_never_overflow() -> None:
     expected = [0, 1 / (1 + np.exp(3)), 0.5, 1 / (1 + np.exp(-2)), 1]
     np.testing.assert_allclose(lesion_probability(difference), expected, rtol=1e-6, atol=1e-7)
     assert softmax(np.array([1e4, -1e4], np.float32).reshape(2, 1, 1, 1)).ravel().tolist() == [1, 0]
+
+
+def plainly(lesion: np.ndarray, rule: PostprocessRule, voxel_mm3: float, field: np.ndarray | None) -> np.ndarray:
+    """LongiSeg4MS's rules in plain words, component by component; volumes last."""
+    assert rule.threshold is not None
+    neighbours = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[rule.connectivity])
+    kept = np.where(field, lesion, 0) if field is not None else lesion.copy()
+    labels, count = ndimage.label(kept > np.float32(rule.threshold), neighbours)
+    for number in range(1, count + 1):
+        voxels = sorted(zip(*np.nonzero(labels == number), strict=True), key=lambda at: -kept[at])
+        safe = voxels[: math.ceil(rule.min_volume_mm3 / voxel_mm3) + 1]
+        if kept[voxels[0]] < np.float32(rule.min_peak):
+            safe = []
+        for at in voxels:
+            doubtful = kept[at] < np.float32(rule.trim_below) or not safe
+            if doubtful and not any(kept[at] >= kept[other] for other in safe):
+                kept[at] = 0
+    labels, count = ndimage.label(kept > np.float32(rule.threshold), neighbours)
+    large = [n for n in range(1, count + 1) if (labels == n).sum() * voxel_mm3 > rule.min_volume_mm3]
+    return np.isin(labels, large).astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_uncertain_lesions_go_as_the_rules_say_in_plain_words(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lesion = ndimage.gaussian_filter(rng.random((9, 10, 11)), rng.uniform(0.4, 1.0))
+    lesion = ((lesion - lesion.min()) / np.ptp(lesion)).astype(np.float32)
+    if seed % 3 == 0:
+        lesion = np.round(lesion, 1)  # ties
+    rule = PostprocessRule(
+        threshold=float(rng.uniform(0.4, 0.7)),
+        min_volume_mm3=float(rng.choice([0, 2.5, 6])),
+        connectivity=int(rng.choice([6, 18, 26])),  # type: ignore[arg-type]
+        min_peak=float(rng.choice([0, 0.7, 0.9])),
+        trim_below=float(rng.choice([0, 0.65, 0.8])),
+        common_field=bool(seed % 2),
+    )
+    field = rng.random(lesion.shape) < 0.8 if rule.common_field else None
+    mask = postprocess(two(lesion), rule, 0.8, field)
+    assert (mask == plainly(lesion, rule, 0.8, field)).all()
+
+
+def test_a_lesion_that_grows_from_a_certain_voxel_stays_whole() -> None:
+    lesion = np.zeros((5, 3, 12), np.float32)
+    lesion[1, 1, 1:9], lesion[1, 1, 4] = 0.3, 0.8
+    lesion[3, 1, 1:9] = 0.4
+    rule = replace(PAPER, min_peak=0.5)
+    assert postprocess(two(lesion), rule, 1.0).sum(axis=(1, 2)).tolist() == [0, 8, 0, 0, 0]
+
+
+def test_trimming_leaves_the_brightest_of_the_minimum_volume() -> None:
+    lesion = np.zeros((3, 3, 12), np.float32)
+    lesion[1, 1, 1:11] = np.linspace(0.3, 0.7, 10)
+    rule = replace(PAPER, trim_below=0.9)
+    assert postprocess(two(lesion), rule, 1.0)[1, 1].nonzero()[0].tolist() == [6, 7, 8, 9, 10]  # 4 mm3 and one more
+    rule = replace(PAPER, trim_below=0.4)
+    assert postprocess(two(lesion), rule, 1.0)[1, 1].nonzero()[0].tolist() == [4, 5, 6, 7, 8, 9, 10]
+
+
+def test_what_one_time_did_not_scan_is_no_new_lesion() -> None:
+    image = np.ones((2, 6, 6, 6), np.float32)
+    image[1, 4:] = 0  # the second time ends here
+    image[0, 1, 2, 2] = 0  # a hole is no outside
+    rule = replace(PAPER, common_field=True)
+    field = common_field(image)
+    assert field[:4].all()
+    assert not field[4:].any()
+    mask = postprocess(two(np.full((6, 6, 6), 0.9)), rule, 1.0, field)
+    assert mask[:4].all()
+    assert not mask[4:].any()
+    with pytest.raises(ValueError, match="give the field"):
+        postprocess(two(np.ones((2, 2, 2))), rule, 1.0)
+
+
+@pytest.mark.parametrize("rule", [{"min_peak": 0.5}, {"trim_below": 0.5}, {"common_field": True}])
+def test_rules_about_a_probability_need_a_threshold(rule: dict[str, float]) -> None:
+    with pytest.raises(PlanError, match="need a threshold"):
+        PostprocessRule(**rule)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_a_probability_lies_between_0_and_1(value: float) -> None:
+    with pytest.raises(PlanError, match="min_peak is"):
+        PostprocessRule(threshold=0.2, min_peak=value)
