@@ -190,6 +190,29 @@ def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
     sys.exit(128 + result.signal if result.signal else 0)
 
 
+@cli.command(short_help="Bring a model to another plan: channels, network.")
+@click.argument("model", type=EXISTING)
+@click.option("--plan", "target", type=EXISTING, required=True, metavar="WORK", help="Workspace with the new plan.")
+@click.option("-o", "--out", type=FOLDER, required=True, help="Model folder to make.")
+@click.option(
+    "--map",
+    "pairs",
+    multiple=True,
+    metavar="NEW=OLD|zero|mean",
+    help="What a channel of the plan takes: one of the model's, nothing, or all [default: its namesake, else mean].",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the new parameters.")
+@_main_options
+def adapt(model: Path, target: Path, out: Path, pairs: tuple[str, ...], seed: int, verbose: int, as_json: bool) -> None:
+    """Bring the trained MODEL to the plan of WORK, ready for `strokenet train WORK --init`."""
+    from strokenet.model.adapted import AdaptConfig, adapt_model
+    from strokenet.report import show_adapted
+
+    _start(verbose)
+    done = adapt_model(model, target, out, AdaptConfig(channels=_channel_map(pairs), seed=seed))
+    show_adapted(done, target, out, every=verbose > 0, as_json=as_json)
+
+
 @cli.command(short_help="Segment a folder of scans, or one case.")
 @click.argument("model", type=EXISTING)
 @click.argument("input_dir", type=EXISTING, required=False)
@@ -318,6 +341,16 @@ def _channel_files(t1: Path | None, flair: Path | None, channels: tuple[str, ...
             raise click.UsageError(f"--channel {pair!r}: write NAME=FILE, each name once")
         files[name] = Path(path)
     return files
+
+
+def _channel_map(pairs: tuple[str, ...]) -> dict[str, str]:
+    channels: dict[str, str] = {}
+    for pair in pairs:
+        new, _, old = pair.partition("=")
+        if not new or not old or new.casefold() in map(str.casefold, channels):
+            raise click.UsageError(f"--map {pair!r}: write NEW=OLD, NEW=zero or NEW=mean, each channel once")
+        channels[new] = old
+    return channels
 
 
 def _exit_code(succeeded: int, of: int) -> int:

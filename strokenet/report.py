@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from strokenet.doctor import Report
     from strokenet.evaluate.records import CaseScore, Comparison, Evaluation, Summaries, Summary
     from strokenet.infer.infer import CaseResult
+    from strokenet.model.adapt import Fate
+    from strokenet.model.adapted import Adaptation
     from strokenet.nnunet.export import Exported
     from strokenet.nnunet.foreign import ForeignModel
     from strokenet.preprocess.planning import Planned, Preprocessed
@@ -248,6 +250,45 @@ def show_export(exported: Exported, *, as_json: bool) -> None:
         return
     folds = " ".join([fold for fold in exported.folds if fold != "all"] or exported.folds)  # as infer chooses them
     show(f"written to {exported.folder}; next: nnUNetv2_predict_from_modelfolder -m {exported.folder} -f {folds} ...")
+
+
+def show_adapted(done: Adaptation, work: Path, out: Path, *, every: bool, as_json: bool) -> None:
+    """The channels, what became of the parameters by level (every: one by one), what differs, and the next command."""
+    from strokenet.model.adapted import to_json
+
+    if as_json:
+        show_json(to_json(done))
+        return
+    taken = [(new, " + ".join(f"{s:.3g} {old}" for old, s in olds.items())) for new, olds in done.channels.items()]
+    rows = [(new, olds or "zero: ignored until it is trained") for new, olds in taken]
+    show_table("Channels", ("channel", "takes"), rows)
+    columns = ("parameters", "taken", "zero", "new")
+    show_table("Parameters", ("where", "what", *columns), _by_place(done), numbers=columns)
+    if every:
+        fates = [(fate.name, ", ".join(fate.words), f"{fate.numbers:,}", fate.source or "") for fate in done.fates]
+        dropped = [("", "dropped", "", name) for name in done.dropped]
+        show_table("Every parameter", ("name", "what", "numbers", "of the model's"), [*fates, *dropped])
+    if done.lost_channels:
+        show(f"note: no channel takes the model's {', '.join(done.lost_channels)}")
+    for note in done.notes:
+        show(f"note: {note}")
+    show(f"folds {', '.join(done.folds)}, heads {done.heads}; written to {out}, all parameters in {out / 'adapt.json'}")
+    show(f"next: strokenet train {work} --init {out} --lr 1e-5 --epochs 500")
+
+
+def _by_place(done: Adaptation) -> list[tuple[str, ...]]:
+    """A row for the parameters of one level that share one fate; the last row: those of the source that nobody took."""
+    from strokenet.model.adapt import place_of
+
+    groups: dict[tuple[str, str], list[Fate]] = {}
+    for fate in done.fates:
+        side, level = place_of(fate.name, done.plan.network.stages)
+        groups.setdefault((f"{side} {level}", ", ".join(fate.words)), []).append(fate)
+    rows: list[tuple[str, ...]] = [
+        (*where, str(len(group)), *(f"{sum(getattr(f, n) for f in group):,}" for n in ("taken", "zero", "new")))
+        for where, group in groups.items()
+    ]
+    return [*rows, ("the model's", "dropped", str(len(done.dropped)), "", "", "")] if done.dropped else rows
 
 
 def show_doctor(report: Report, *, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from planner.plan import Plan
 from strokenet.data.errors import InputError
+from strokenet.model.adapted import same_labels
 from strokenet.model.checkpoint import load_weights
 from strokenet.model.network import UNet
 from strokenet.workspace import Workspace
@@ -43,7 +44,7 @@ def initialise(network: UNet, plan: Plan, source: Path, *, fold: str, heads: Ini
     file = model.fold(chosen).weights
     assert file is not None
     _compare(theirs, plan, source)
-    keep = heads == "keep" and _same_labels(theirs, plan)
+    keep = heads == "keep" and same_labels(theirs, plan)
     given, own = load_weights(file, theirs), network.state_dict()
     if not keep:
         given, own = _body(given), _body(own)
@@ -72,10 +73,6 @@ def _compare(theirs: Plan, ours: Plan, source: Path) -> None:
             "back, may be lost (`strokenet plan --orientation %s`)",
             *(theirs.orientation, theirs.transpose, ours.orientation, ours.transpose, theirs.orientation),
         )
-
-
-def _same_labels(source: Plan, target: Plan) -> bool:
-    return dict(source.labels) == dict(target.labels) or source.heads == target.heads == 2
 
 
 def _body(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
