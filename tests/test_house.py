@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (  # a file imports from its own floor or a lower one
     ("planner", "kernels"),
     ("strokenet/__init__", "strokenet/signals", "strokenet/data"),
-    ("strokenet/workspace", "strokenet/synth", "strokenet/preprocess"),
+    ("strokenet/workspace", "strokenet/synth", "strokenet/prepare", "strokenet/preprocess"),
     ("strokenet/model",),
     ("strokenet/nnunet",),
     ("strokenet/infer",),

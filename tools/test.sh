@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/venv.sh
-install_strokenet ".[test]"
+install_strokenet ".[mri,test]"
 # Triton's interpreter runs kernels on any CPU; a CPU build of torch does not bring it, and only Linux has wheels of it.
 if [ "$(uname -s)" = Linux ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check triton==3.6.0

@@ -1,0 +1,86 @@
+"""Outputs: the files that a case leaves, and the row that its record holds.
+
+Comes in: the folder and a case. Goes out: paths; the PreparedCase of an earlier run, where all of it is still there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from strokenet.data.errors import InputError
+from strokenet.prepare.config import ENDING, SCANS, Name
+from strokenet.prepare.quality import CaseQuality
+from strokenet.prepare.record import read_record, record_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedCase:
+    """A row of the table. images: files written, in channel order. label: its file. missing: scans that are not there.
+
+    part: "Tr" where the case can train, else "Ts". label_lost_ml: of the label outside the brain's box, which is cut.
+    """
+
+    case_id: str
+    part: Literal["Tr", "Ts"]
+    images: tuple[Path, ...]
+    label: Path | None
+    missing: tuple[str, ...]
+    quality: CaseQuality
+    label_lost_ml: float
+    seconds: float
+    cached: bool = False
+
+
+def output_files(out: Path, case_id: str, part: str, channels: tuple[Name, ...]) -> dict[str, Path]:
+    """Scan name, or "label" -> the file that it is written to."""
+    images = {name: out / f"images{part}" / f"{case_id}_{n:04d}{ENDING}" for n, name in enumerate(channels)}
+    return images | {"label": out / f"labels{part}" / f"{case_id}{ENDING}"}
+
+
+def brain_path(out: Path, case_id: str) -> Path:
+    """Where the brain mask on the prepared grid lies."""
+    return out / "prepare" / f"{case_id}_brain{ENDING}"
+
+
+def picture_path(out: Path, case_id: str) -> Path:
+    """Where the picture of a case lies."""
+    return out / "qc" / f"{case_id}.png"
+
+
+def remove_outputs(out: Path, case_id: str) -> None:
+    """Takes away what an earlier run left for this case, its cache and its record excepted."""
+    for part in ("Tr", "Ts"):
+        for path in output_files(out, case_id, part, SCANS).values():
+            path.unlink(missing_ok=True)
+    brain_path(out, case_id).unlink(missing_ok=True)
+    picture_path(out, case_id).unlink(missing_ok=True)
+
+
+def case_of(out: Path, record: dict[str, Any]) -> PreparedCase:
+    """The row that a record holds."""
+    outputs = {name: out / path for name, path in record["outputs"].items()}
+    images = tuple(outputs[name] for name in SCANS if name in outputs)
+    return PreparedCase(
+        case_id=record["case"],
+        part="Tr" if images[0].parent.name == "imagesTr" else "Ts",
+        images=images,
+        label=outputs.get("label"),
+        missing=tuple(record["missing"]),
+        quality=CaseQuality(**record["quality"]),
+        label_lost_ml=record["label_lost_ml"],
+        seconds=sum(record["seconds"].values()),
+    )
+
+
+def earlier_case(out: Path, case_id: str, key: str) -> PreparedCase | None:
+    """The row of an earlier run of the same files and settings, where all that it wrote is still there."""
+    try:
+        record = read_record(record_path(out, case_id))
+        row = replace(case_of(out, record), cached=True)
+    except (InputError, KeyError, TypeError, AttributeError, IndexError):
+        return None
+    files = [*row.images, row.label, brain_path(out, case_id), picture_path(out, case_id)]
+    whole = all(path is None or path.is_file() for path in files)
+    return row if whole and record.get("key") == key else None

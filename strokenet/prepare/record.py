@@ -1,0 +1,112 @@
+"""Record: OUT/prepare/CASE.json, all that was done to a case, and the way back that it holds.
+
+Comes in: geometries and transforms. Goes out: plain JSON, in nibabel's i, j, k order and RAS mm, so that a reader needs
+no code of ours; and `to_native`, which carries a mask from the prepared grid to the grid of a scan as it was given.
+
+A transform {"from": "flair", "to": "t1", "matrix": 4 x 4, row after row} maps a point (x, y, z, 1) in the flair scan's
+world to the same anatomy in the t1 scan's world. Voxels of t1 are found from those of flair by it, not the reverse.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from numpy.typing import NDArray
+
+from strokenet.data.description import json_object
+from strokenet.data.errors import InputError
+from strokenet.data.files import read_json
+from strokenet.data.geometry import Geometry
+from strokenet.data.header import Header, parse_header
+from strokenet.prepare.itk import Matrix, resample_label
+
+FORMAT = 1
+
+
+def record_path(out: Path, case_id: str) -> Path:
+    """Where the record of a case lies."""
+    return out / "prepare" / f"{case_id}.json"
+
+
+def geometry_to_json(geometry: Geometry) -> dict[str, Any]:
+    """shape, spacing_mm and affine in i, j, k order."""
+    return {
+        "shape": list(geometry.shape[::-1]),
+        "spacing_mm": list(geometry.spacing[::-1]),
+        "affine": geometry.affine[:, [2, 1, 0, 3]].tolist(),
+    }
+
+
+def geometry_from_json(fields: Any) -> Geometry:
+    """The inverse of geometry_to_json; KeyError, TypeError or ValueError for anything else."""
+    i, j, k = (int(n) for n in fields["shape"])
+    x, y, z = (float(mm) for mm in fields["spacing_mm"])
+    affine = np.asarray(fields["affine"], dtype=np.float64).reshape(4, 4)
+    return Geometry(shape=(k, j, i), spacing=(z, y, x), affine=affine[:, [2, 1, 0, 3]])
+
+
+def transform_to_json(source: str, target: str, matrix: Matrix) -> dict[str, Any]:
+    """A transform that maps points of the source's world to the target's."""
+    return {"from": source, "to": target, "matrix": matrix.tolist()}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a case.
+
+    Raises:
+        InputError: it is missing or was not written by prepare.
+    """
+    record = json_object(read_json(path), str(path))
+    if record.get("format") != FORMAT or not {"grid", "inputs", "transforms", "reference"} <= record.keys():
+        raise InputError(f"{path}: is no record of `strokenet prepare`; prepare the case again")
+    return record
+
+
+def to_native(
+    mask: NDArray[np.integer], record: dict[str, Any], scan: str | None = None
+) -> tuple[NDArray[np.uint8], Header]:
+    """A mask on the prepared grid, carried to the grid of a scan as it was given.
+
+    Each label goes by its linearly interpolated indicator, at least one half: on the reference's own voxels exact.
+
+    Args:
+        mask: (D, H, W), of the shape of the prepared images. record: of read_record. scan: "t1" or "flair"; None: the
+            reference.
+
+    Returns:
+        (D, H, W) uint8 in the stored order of the scan, and a header of its grid.
+
+    Raises:
+        InputError: the case has no such scan, the record is damaged, or the mask lies on another grid.
+    """
+    name, where = scan or record["reference"], f"record of {record.get('case')}"
+    if name not in record["inputs"]:
+        raise InputError(f"{where}: has no scan {name!r}; there are {', '.join(record['inputs'])}")
+    try:
+        grid = geometry_from_json(record["grid"])
+        native = geometry_from_json(record["inputs"][name]["geometry"])
+        matrix = np.asarray(record["transforms"][name]["matrix"], dtype=np.float64).reshape(4, 4)
+        back: Matrix = np.linalg.inv(matrix).astype(np.float64)  # native world -> reference world
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: cannot be read ({error}); prepare the case again") from None
+    if mask.shape != grid.shape:
+        raise InputError(f"{where}: mask {mask.shape} lies not on the prepared grid {grid.shape}; give its own mask")
+    carried = resample_label(mask.astype(np.int16), grid, native, back)
+    return carried.astype(np.uint8), header_of(native)
+
+
+def header_of(geometry: Geometry) -> Header:
+    """A NIfTI-1 header of this grid, both forms set, in scanner space and mm."""
+    affine = geometry.affine[:, [2, 1, 0, 3]]
+    header = Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape(geometry.shape[::-1])
+    header.set_qform(affine, code="scanner")  # sets pixdim, too
+    header.set_sform(affine, code="scanner")
+    header.set_xyzt_units("mm")
+    header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    return parse_header(header.binaryblock + b"\0\0\0\0", "prepared grid")
