@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 EXISTING = click.Path(path_type=Path, exists=True)
+_SCANS = click.Choice(["t1", "flair"])
 _PRECISION = click.Choice(["auto", "fp32", "bf16", "fp16"])
 
 
@@ -66,6 +67,53 @@ def demo(out: Path, minutes: float, seed: int, verbose: int, as_json: bool) -> N
     with tracking(_start(verbose)) as track:
         outcome = run_demo(out, DemoConfig(minutes=minutes, seed=seed), track)
     show_demo(outcome, as_json=as_json)
+
+
+@cli.command(short_help="Native MRI to one grid: brain, registration, bias, crop.")
+@click.argument("source", type=EXISTING, required=False)
+@click.option("-o", "--out", type=FOLDER, required=True, help="nnU-Net raw folder to make.")
+@click.option("--t1", type=EXISTING, help="One case: its T1.")
+@click.option("--flair", type=EXISTING, help="One case: its FLAIR.")
+@click.option("--label", type=EXISTING, help="One case: its lesion mask.")
+@click.option("--case", "case_id", help="Name of the one case [default: its first file's name].")
+@click.option("--reference", type=_SCANS, default="flair", show_default=True, help="Scan whose voxels all are given.")
+@click.option("--brain", default="deepbet", show_default=True, help="deepbet, none (stripped already), or a mask file.")
+@click.option("--bias/--no-bias", default=True, show_default=True, help="Remove the bias field (N4).")
+@click.option("--zscore", is_flag=True, help="Mean 0, deviation 1 inside the brain.")
+@click.option("--label-on", type=_SCANS, help="Scan that the label was drawn on [default: by its grid].")
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, 2 GB each.")
+@_main_options
+def prepare(
+    source: Path | None,
+    out: Path,
+    t1: Path | None,
+    flair: Path | None,
+    label: Path | None,
+    case_id: str | None,
+    brain: str,
+    jobs: int,
+    verbose: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Prepare SOURCE (a folder of PATIENT/t1, flair, label .nii.gz, or a table case,t1,flair,label .csv), or one case.
+
+    Meddahi 2024, IV.B: RAS, brain extraction, T1 registered to FLAIR, bias, one resampling, crop with the T1's brain.
+    """
+    from strokenet.console import tracking
+    from strokenet.prepare.cohort import prepare_cohort
+    from strokenet.prepare.config import PrepareConfig
+    from strokenet.prepare.inputs import one_case, read_inputs
+    from strokenet.report import show_prepared
+
+    if (source is None) == (t1 is None and flair is None) or (source is not None and (label or case_id)):
+        raise click.UsageError("give either SOURCE or one case by --t1, --flair, --label, --case")
+    cases = read_inputs(source) if source is not None else one_case(t1, flair, label, case_id)
+    config = PrepareConfig(brain=brain if brain in ("deepbet", "none") else Path(brain), **options)  # type: ignore[arg-type]
+    with tracking(_start(verbose)) as track:
+        done = prepare_cohort(cases, out, config, jobs=jobs, track=track)
+    show_prepared(done, out, as_json=as_json)
+    sys.exit(done.exit_code)
 
 
 @cli.command(short_help="Look at a raw dataset and decide how to train.")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from strokenet.model.adapted import Adaptation
     from strokenet.nnunet.export import Exported
     from strokenet.nnunet.foreign import ForeignModel
+    from strokenet.prepare.cohort import Preparation
+    from strokenet.prepare.outputs import PreparedCase
     from strokenet.preprocess.planning import Planned, Preprocessed
     from strokenet.train.train import TrainResult
 
@@ -40,6 +42,35 @@ _FLAGS = {
     "missing_prediction": "no prediction, scored as an empty mask",
 }
 _NOTES = {"missing_prediction": "no file", "both_empty": "both empty", "ref_empty": "ref empty", "missed": "pred empty"}
+
+
+def show_prepared(done: Preparation, out: Path, *, as_json: bool) -> None:
+    """A row a case, what to look at, what failed at which step, and the next command."""
+    if as_json:
+        from strokenet.data.files import read_json
+
+        show_json(read_json(out / "prepare.json"))
+        return
+    numbers = ("brain, ml", "moved, mm", "metric", "brains' Dice", "s")
+    rows = [_prepared_row(row) for row in done.cases]
+    if rows:
+        show_table(f"Prepared, channels {', '.join(done.channels)}", ("case", "in", *numbers), rows, numbers=numbers)
+    for case_id, flags in done.flags.items():
+        for flag in flags:
+            show(f"look at {case_id}: {flag}")
+    for failed in done.failed:
+        show(f"failed: {failed.case_id}: {failed.step}: {failed.error}")
+    if rows:
+        show(f"pictures in {out / 'qc'}; transforms in {out / 'prepare'}")
+        trained = any(row.part == "Tr" for row in done.cases)
+        show(f"next: strokenet {f'plan {out} -o WORK' if trained else f'infer MODEL {out}/imagesTs -o MASKS'}")
+
+
+def _prepared_row(row: PreparedCase) -> tuple[str, ...]:
+    q = row.quality
+    measured = ("" if x is None else f"{x:.3g}" for x in (q.displacement_mm, q.metric, q.agreement))
+    seconds = "cached" if row.cached else f"{row.seconds:.1f}"
+    return (row.case_id, f"images{row.part}", f"{q.brain_ml:.0f}", *measured, seconds)
 
 
 def show_plan(planned: Planned, *, as_json: bool) -> None:

@@ -144,6 +144,9 @@ def test_evaluate_names_its_arguments_as_its_help_does(run: Run) -> None:
         ("infer", ".", "-o", "out", "--t1", "setup.cfg", "--channel", "T1=setup.cfg"),
         ("train", ".", "--epochs", "0"),
         ("doctor", "--wings"),
+        ("adapt", ".", "-o", "out"),
+        ("adapt", ".", "--plan", ".", "-o", "out", "--map", "FLAIR"),
+        ("prepare", ".", "-o", "out", "--reference", "t2"),
     ],
 )
 def test_wrong_usage_exits_2_and_makes_nothing(

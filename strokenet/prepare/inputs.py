@@ -62,6 +62,22 @@ def read_inputs(source: Path) -> tuple[CaseInputs, ...]:
     return check_names(cases, str(source))
 
 
+def one_case(
+    t1: Path | None, flair: Path | None, label: Path | None = None, case_id: str | None = None
+) -> tuple[CaseInputs]:
+    """The case of single files, named like the first of them where no name is given.
+
+    Raises:
+        InputError: no scan is given, or the name is not one that a file may have.
+    """
+    first = t1 or flair
+    if first is None:
+        raise InputError("neither t1 nor flair is given; at least one scan is needed")
+    ending = next((end for end in ENDINGS if first.name.endswith(end)), first.suffix)
+    name = case_id if case_id is not None else first.name.removesuffix(ending)
+    return (CaseInputs(case_id=name, t1=t1, flair=flair, label=label),)
+
+
 def check_names(cases: tuple[CaseInputs, ...], where: str) -> tuple[CaseInputs, ...]:
     """The cases, when there is one and no two have one name.
 
