@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from strokenet.demo import DemoOutcome
     from strokenet.doctor import Report
     from strokenet.evaluate.records import CaseScore, Comparison, Evaluation, Summaries, Summary
+    from strokenet.evaluate.strata import Stratum
     from strokenet.infer.infer import CaseResult
     from strokenet.model.adapt import Fate
     from strokenet.model.adapted import Adaptation
@@ -33,8 +34,12 @@ _SHOWN = {  # metric -> its name and digits
     "volume_difference_ml": ("volume difference, ml", 2),
     "lesion_count_difference": ("|lesion count difference|", 1),
     "lesion_f1": ("lesion F1", 3),
+    "anima_f1": ("lesion F1, Anima", 3),
+    "anima_sensitivity": ("lesion sensitivity, Anima", 3),
+    "anima_ppv": ("lesion PPV, Anima", 3),
 }
 _SCORES = ("Dice", "HD95\nmm", "ref\nml", "pred\nml", "found/\nmissed/\nfalse", "lesion\nF1")
+_BY_SIZE = ("reference", "found,\nISLES'22", "found,\nAnima", "predicted", "false,\nISLES'22", "false,\nAnima")
 _FLAGS = {
     "both_empty": "both masks empty, scored as perfect",
     "ref_empty": "reference empty but not the prediction",
@@ -156,6 +161,8 @@ def show_scores(evaluation: Evaluation, *, as_json: bool) -> None:
         show("Every reference has a lesion: over such cases alone the numbers are the same.")
     if several:
         _show_labels(evaluation.by_label)
+    for label, strata in evaluation.strata.items():
+        _show_strata(f"Lesions by size, all cases together{f': {label}' if several else ''}", strata)
     for flag, names in evaluation.empty.items():
         if names:
             show(f"{_FLAGS[flag]} ({len(names)}): {', '.join(names)}")
@@ -203,6 +210,16 @@ def _show_labels(by_label: Mapping[str, Summaries]) -> None:
             means = [f"{s.mean:.{digits}f}{_interval(s.ci95, digits)}, n = {s.n}" for s in sets]
             rows.append((label, shown, *means, *["none"] * (2 - len(means))))
     show_table("By label: mean [95 % CI]", ("label", "metric", "all cases", "reference not empty"), rows)
+
+
+def _show_strata(title: str, strata: Sequence[Stratum]) -> None:
+    rows = []
+    for s in strata:
+        size = f"{s.low_ml:g} ml and more" if s.high_ml is None else f"{s.low_ml:g} to {s.high_ml:g} ml"
+        found = (s.reference_lesions, s.lesions_found, s.anima_found)
+        false = (s.prediction_lesions, s.lesions_false, s.anima_false)
+        rows.append((size, *(str(n) for n in (*found, *false))))
+    show_table(title, ("size", *_BY_SIZE), rows, numbers=_BY_SIZE)
 
 
 def _show_difference(comparison: Comparison) -> None:

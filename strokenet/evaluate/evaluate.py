@@ -8,7 +8,7 @@ cannot be used is a named failure. No case leaves a mean in silence.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 from strokenet.data.errors import InputError
 from strokenet.data.geometry import Spacing
 from strokenet.data.track import Track, silent
-from strokenet.evaluate.lesions import lesion_scores
+from strokenet.evaluate.anima import DetectionRule, anima_scores, anima_verdict
+from strokenet.evaluate.contingency import contingency
+from strokenet.evaluate.lesions import lesion_scores, overlap_verdict
 from strokenet.evaluate.metrics import voxel_scores
 from strokenet.evaluate.pairs import Pair, description_of, find_pairs, read_labels, read_pair, values_of
 from strokenet.evaluate.records import CaseScore, Comparison, Evaluation, Failure
+from strokenet.evaluate.strata import Stratum, strata_of, sum_strata
 from strokenet.evaluate.summary import empty_cases, paired_difference, summarise
 from strokenet.evaluate.tables import write_scores
 
@@ -43,6 +46,7 @@ def evaluate_paths(
     *,
     against: Path | None = None,
     out: Path | None = None,
+    rule: DetectionRule | None = None,
     track: Track = silent,
 ) -> Evaluation:
     """Scores a prediction.
@@ -51,6 +55,7 @@ def evaluate_paths(
         prediction, reference: two folders of CASE.nii.gz or CASE.nii, or two files.
         against: a second prediction to compare with, of the same kind.
         out: scores.json to write; the rows go to a CSV of the same name.
+        rule: limits of the anima_* scores; None for Anima's own.
         track: progress.
 
     Raises:
@@ -63,9 +68,10 @@ def evaluate_paths(
     labels = None if description is None else read_labels(description)
     if out is not None:
         _check_out(out, description)
-    scored = _score_all(pairs, labels, track, "evaluate")
-    other = None if other_pairs is None else _score_all(other_pairs, labels, track, "against")
-    evaluation = _evaluation(scored, other, _label_names(labels, scored, other))
+    rule = rule or DetectionRule()
+    scored = _score_all(pairs, labels, rule, track, "evaluate")
+    other = None if other_pairs is None else _score_all(other_pairs, labels, rule, track, "against")
+    evaluation = _evaluation(scored, other, _label_names(labels, scored, other), rule)
     if out is not None:
         write_scores(evaluation, out)
     return evaluation
@@ -78,10 +84,14 @@ def score_case(
     reference: NDArray[np.bool_],
     spacing: Spacing,
     *,
+    rule: DetectionRule | None = None,
     missing_prediction: bool = False,
 ) -> CaseScore:
-    """The row of two masks (D, H, W) bool on one grid. spacing: mm (D, H, W)."""
-    voxels, lesions = voxel_scores(prediction, reference, spacing), lesion_scores(prediction, reference)
+    """The row of two masks (D, H, W) bool on one grid. spacing: mm (D, H, W). rule: None for Anima's own limits."""
+    voxel_mm3 = float(np.prod(np.asarray(spacing, dtype=np.float64)))
+    table = contingency(prediction, reference)
+    isles, anima = overlap_verdict(table), anima_verdict(table, rule or DetectionRule(), voxel_mm3)
+    voxels, lesions = voxel_scores(prediction, reference, spacing), lesion_scores(isles)
     predicted, true = lesions.prediction_lesions > 0, lesions.reference_lesions > 0
     return CaseScore(
         case=case,
@@ -90,16 +100,20 @@ def score_case(
         ref_empty=predicted and not true,
         missed=true and not predicted,
         missing_prediction=missing_prediction,
+        strata=strata_of(table, isles, anima, voxel_mm3),
         **asdict(voxels),
         **asdict(lesions),
+        **asdict(anima_scores(anima)),
     )
 
 
-def _score_all(pairs: Sequence[Pair], labels: Mapping[str, int] | None, track: Track, what: str) -> _Scored:
+def _score_all(
+    pairs: Sequence[Pair], labels: Mapping[str, int] | None, rule: DetectionRule, track: Track, what: str
+) -> _Scored:
     rows, failures = {}, []
     for pair in track(pairs, total=len(pairs), what=what):
         try:
-            rows[pair.case] = _score_pair(pair, labels)
+            rows[pair.case] = _score_pair(pair, labels, rule)
         except (InputError, OSError) as error:
             line = _without_folders(str(error), pair.reference, pair.prediction)
             failures.append(Failure(case=pair.case, error=line))
@@ -108,11 +122,11 @@ def _score_all(pairs: Sequence[Pair], labels: Mapping[str, int] | None, track: T
     return _Scored(rows=rows, missing=missing, failures=tuple(failures))
 
 
-def _score_pair(pair: Pair, labels: Mapping[str, int] | None) -> dict[int, CaseScore]:
+def _score_pair(pair: Pair, labels: Mapping[str, int] | None, rule: DetectionRule) -> dict[int, CaseScore]:
     masks = read_pair(pair, labels)
-    a, b, missing = masks.prediction, masks.reference, pair.prediction is None
+    a, b, mm, missing = masks.prediction, masks.reference, masks.spacing, pair.prediction is None
     return {
-        value: score_case(pair.case, str(value), a == value, b == value, masks.spacing, missing_prediction=missing)
+        value: score_case(pair.case, str(value), a == value, b == value, mm, rule=rule, missing_prediction=missing)
         for value in sorted(values_of(a) | values_of(b))
     }
 
@@ -125,25 +139,32 @@ def _label_names(labels: Mapping[str, int] | None, *scored: _Scored | None) -> d
     return {value: str(value) for value in sorted(found or {1})}
 
 
-def _evaluation(scored: _Scored, other: _Scored | None, names: Mapping[int, str]) -> Evaluation:
+def _evaluation(scored: _Scored, other: _Scored | None, names: Mapping[int, str], rule: DetectionRule) -> Evaluation:
     rows = _rows(scored, names)
     return Evaluation(
         cases=rows,
         summary=summarise(rows),
         by_label={name: summarise([row for row in rows if row.label == name]) for name in names.values()},
         empty=empty_cases(rows, several=len(names) > 1),
+        strata=_strata(rows, names.values()),
+        rule=rule,
         failures=scored.failures if other is None else _all_failures(scored, other),
-        comparison=None if other is None else _comparison(rows, _rows(other, names), several=len(names) > 1),
+        comparison=None if other is None else _comparison(rows, _rows(other, names), names.values()),
     )
 
 
-def _comparison(rows: Sequence[CaseScore], other: tuple[CaseScore, ...], *, several: bool) -> Comparison:
+def _comparison(rows: Sequence[CaseScore], other: tuple[CaseScore, ...], labels: Collection[str]) -> Comparison:
     return Comparison(
         cases=other,
         summary=summarise(other),
-        empty=empty_cases(other, several=several),
+        empty=empty_cases(other, several=len(labels) > 1),
+        strata=_strata(other, labels),
         difference=paired_difference(rows, other),
     )
+
+
+def _strata(rows: Sequence[CaseScore], labels: Collection[str]) -> dict[str, tuple[Stratum, ...]]:
+    return {label: sum_strata(row.strata for row in rows if row.label == label) for label in labels}
 
 
 def _all_failures(scored: _Scored, other: _Scored) -> tuple[Failure, ...]:

@@ -1,8 +1,9 @@
-"""Evaluate, step 2: lesions found, missed and invented (ISLES'22, Hernandez Petzsche 2022).
+"""Evaluate, step 2b: lesions found, missed and invented (ISLES'22, Hernandez Petzsche 2022).
 
 A lesion is a 26-connected component. A lesion of the reference is found when at least one of its voxels is predicted;
 a predicted lesion is false when none of its voxels lies in the reference. One predicted blob can therefore find many
 lesions, and two blobs in one lesion are one find: this is a detection score, and Dice stands beside it for the extent.
+A stricter rule is beside it, in anima.py.
 """
 
 from __future__ import annotations
@@ -10,10 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kernels.components import label_components
-from strokenet.preprocess.crop import bounding_box
+from strokenet.evaluate.contingency import Contingency, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +32,18 @@ class LesionScores:
     lesion_f1: float
 
 
-def lesion_scores(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> LesionScores:
-    """Lesion-wise scores of two masks (D, H, W) bool. F1 is 1 when both are empty, 0 when exactly one is."""
-    box = bounding_box(prediction | reference)
-    predicted, true = prediction[box.slices], reference[box.slices]
-    n_predicted, predicted_hit = _components(predicted, true)
-    n_true, found = _components(true, predicted)
-    missed, false = n_true - found, n_predicted - predicted_hit
+def overlap_verdict(table: Contingency) -> Verdict:
+    """The rule of ISLES'22: one shared voxel is enough, on both sides."""
+    found, confirmed = np.zeros(len(table.row_sizes), bool), np.zeros(len(table.column_sizes), bool)
+    found[table.row] = True
+    confirmed[table.column] = True
+    return Verdict(found=found, missed=~found, confirmed=confirmed, false=~confirmed)
+
+
+def lesion_scores(verdict: Verdict) -> LesionScores:
+    """The counts of overlap_verdict. F1 is 1 when both masks are empty, 0 when exactly one is."""
+    n_true, n_predicted = len(verdict.found), len(verdict.confirmed)
+    found, missed, false = (int(np.count_nonzero(x)) for x in (verdict.found, verdict.missed, verdict.false))
     return LesionScores(
         reference_lesions=n_true,
         prediction_lesions=n_predicted,
@@ -49,10 +53,3 @@ def lesion_scores(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -
         lesions_false=false,
         lesion_f1=found / (found + (false + missed) / 2) if n_true or n_predicted else 1.0,
     )
-
-
-def _components(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[int, int]:
-    """How many components a mask has, and how many of them share a voxel with the other mask."""
-    # Framed: cc3d's table of labels is too short for isolated voxels in a box of one or three voxels' thickness.
-    labels, sizes = label_components(np.pad(mask, 1), connectivity=26)
-    return len(sizes) - 1, len(np.unique(labels[1:-1, 1:-1, 1:-1][mask & other]))

@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from strokenet.evaluate.anima import AnimaScores, DetectionRule
 from strokenet.evaluate.lesions import LesionScores
 from strokenet.evaluate.metrics import VoxelScores
+from strokenet.evaluate.strata import Stratum
 
-METRICS = tuple(field.name for record in (VoxelScores, LesionScores) for field in fields(record))
+METRICS = tuple(field.name for record in (VoxelScores, LesionScores, AnimaScores) for field in fields(record))
 FLAGS = ("both_empty", "ref_empty", "missed", "missing_prediction")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaseScore(LesionScores, VoxelScores):
-    """One row: a case and a label. The metrics are those of VoxelScores and LesionScores.
+class CaseScore(AnimaScores, LesionScores, VoxelScores):
+    """One row: a case and a label. The metrics are those of VoxelScores, LesionScores and AnimaScores.
 
     both_empty: no voxel in either mask. ref_empty: only the reference is empty (all that was predicted is false).
-    missed: only the prediction is empty. missing_prediction: there was no file, scored as an empty mask.
+    missed: only the prediction is empty. missing_prediction: there was no file, scored as an empty mask. strata: the
+    same lesions by size; not written for each case, but summed over them.
     """
 
     case: str
@@ -30,6 +33,7 @@ class CaseScore(LesionScores, VoxelScores):
     ref_empty: bool
     missed: bool
     missing_prediction: bool
+    strata: tuple[Stratum, ...]
 
     @property
     def ref_nonempty(self) -> bool:
@@ -85,21 +89,28 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A second prediction: its own rows, summary and empty cases, and the paired difference by metric."""
+    """A second prediction: its own rows, summary, empty cases and strata, and the paired difference by metric."""
 
     cases: tuple[CaseScore, ...]
     summary: Summaries
     empty: Mapping[str, tuple[str, ...]]
+    strata: Mapping[str, tuple[Stratum, ...]]
     difference: Mapping[str, Difference]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """All that is known about a prediction. empty: flag of CaseScore -> the cases that carry it."""
+    """All that is known about a prediction.
+
+    empty: flag of CaseScore -> the cases that carry it. strata: label -> its lesions by size, summed over the cases.
+    rule: what anima_* and the strata were counted with.
+    """
 
     cases: tuple[CaseScore, ...]
     summary: Summaries
     by_label: Mapping[str, Summaries]
     empty: Mapping[str, tuple[str, ...]]
+    strata: Mapping[str, tuple[Stratum, ...]]
+    rule: DetectionRule
     failures: tuple[Failure, ...]
     comparison: Comparison | None

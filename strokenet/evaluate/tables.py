@@ -15,12 +15,14 @@ from typing import Any
 from strokenet import __version__
 from strokenet.data.files import replacing, write_json
 from strokenet.evaluate.records import FLAGS, METRICS, CaseScore, Evaluation, Summaries
+from strokenet.evaluate.strata import Stratum
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
     """The content of scores.json.
 
     summary: all cases, empty masks by the ISLES'22 table. summary_ref_nonempty: only where the reference has a lesion.
+    strata: of every label, its lesions by size (ml) over all cases. detection_rule: the limits behind anima_*.
     """
     content: dict[str, Any] = {
         "version": __version__,
@@ -28,6 +30,8 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         **_summaries(evaluation.summary),
         "labels": {label: _summaries(summaries) for label, summaries in evaluation.by_label.items()},
         "empty": _empty(evaluation.cases, evaluation.empty),
+        "strata": _strata(evaluation.strata),
+        "detection_rule": asdict(evaluation.rule),
         "failures": [asdict(failure) for failure in evaluation.failures],
     }
     if evaluation.comparison is not None:
@@ -35,6 +39,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
             "cases": [_row(score) for score in evaluation.comparison.cases],
             **_summaries(evaluation.comparison.summary),
             "empty": _empty(evaluation.comparison.cases, evaluation.comparison.empty),
+            "strata": _strata(evaluation.comparison.strata),
             "difference": {name: asdict(value) for name, value in evaluation.comparison.difference.items()},
         }
     return content
@@ -65,6 +70,10 @@ def _summaries(summaries: Summaries) -> dict[str, Any]:
         "summary": {name: asdict(value) for name, value in summaries.all_cases.items()},
         "summary_ref_nonempty": {name: asdict(value) for name, value in summaries.ref_nonempty.items()},
     }
+
+
+def _strata(strata: Mapping[str, tuple[Stratum, ...]]) -> dict[str, Any]:
+    return {label: [asdict(stratum) for stratum in by_size] for label, by_size in strata.items()}
 
 
 def _empty(rows: Sequence[CaseScore], empty: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:

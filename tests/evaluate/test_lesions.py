@@ -7,9 +7,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import label
 
-from strokenet.evaluate.lesions import lesion_scores
+from strokenet.evaluate.contingency import contingency
+from strokenet.evaluate.lesions import LesionScores, lesion_scores, overlap_verdict
 
 Mask = NDArray[np.bool_]
+
+
+def scored(prediction: Mask, reference: Mask) -> LesionScores:
+    return lesion_scores(overlap_verdict(contingency(prediction, reference)))
 
 
 def isles(prediction: Mask, reference: Mask) -> dict[str, float]:
@@ -30,7 +35,7 @@ def test_lesion_scores_follow_the_isles_rules(density: float) -> None:
     for _ in range(40):
         shape = tuple(rng.integers(3, 12, 3))
         a, b = rng.random(shape) < rng.choice([0.0, 0.03, 0.1]), rng.random(shape) < density
-        scores, expected = lesion_scores(a, b), isles(a, b)
+        scores, expected = scored(a, b), isles(a, b)
         assert scores.lesions_found == expected["tp"]
         assert scores.lesions_missed == expected["fn"]
         assert scores.lesions_false == expected["fp"]
@@ -42,7 +47,7 @@ def test_lesion_scores_follow_the_isles_rules(density: float) -> None:
 def test_voxels_that_touch_at_a_corner_are_one_lesion() -> None:
     mask = np.zeros((4, 4, 4), bool)
     mask[1, 1, 1] = mask[2, 2, 2] = True
-    assert lesion_scores(mask, mask).reference_lesions == 1
+    assert scored(mask, mask).reference_lesions == 1
 
 
 def test_one_blob_finds_every_lesion_it_touches() -> None:
@@ -50,7 +55,7 @@ def test_one_blob_finds_every_lesion_it_touches() -> None:
     reference[1, 1, [0, 3, 6]] = True
     prediction = np.zeros_like(reference)
     prediction[1, 1, :5] = True
-    scores = lesion_scores(prediction, reference)
+    scores = scored(prediction, reference)
     assert (scores.lesions_found, scores.lesions_missed, scores.lesions_false) == (2, 1, 0)
     assert scores.lesion_f1 == pytest.approx(2 / 2.5)
 
@@ -59,7 +64,7 @@ def test_two_blobs_in_one_lesion_are_one_find_and_none_is_false() -> None:
     reference = np.ones((1, 1, 9), bool)
     prediction = np.zeros_like(reference)
     prediction[0, 0, [1, 7]] = True
-    scores = lesion_scores(prediction, reference)
+    scores = scored(prediction, reference)
     assert (scores.lesions_found, scores.lesions_false, scores.lesion_f1) == (1, 0, 1.0)
     assert scores.lesion_count_difference == 1
 
@@ -68,4 +73,4 @@ def test_two_blobs_in_one_lesion_are_one_find_and_none_is_false() -> None:
 def test_f1_of_empty_masks(predicted: int, true: int, f1: float) -> None:
     a, b = np.zeros((3, 3, 3), bool), np.zeros((3, 3, 3), bool)
     a[1, 1, 1], b[1, 1, 1] = bool(predicted), bool(true)
-    assert lesion_scores(a, b).lesion_f1 == f1
+    assert scored(a, b).lesion_f1 == f1
