@@ -32,8 +32,10 @@ from strokenet.infer.outputs import (
     RESULTS,
     check_outputs,
     earlier_rows,
+    native_mask,
     output_files,
     remove_outputs,
+    require_records,
     write_outputs,
 )
 from strokenet.infer.predict import InferConfig, in_channel_order, mask_rule, mirror_axes, predict
@@ -76,6 +78,8 @@ def infer(
     mirror_axes(model.plan, config.tta)  # this line and the next: what they refuse, before a case is computed
     mask_rule(model.plan, config)
     check_outputs(inputs, out, model.plan)
+    if config.native:
+        require_records(inputs)
     earlier = _earlier(out, inputs, model)
     _clear(out, inputs, model, earlier)
     results: dict[str, CaseResult] = {}
@@ -186,6 +190,7 @@ def _one(
     try:
         case = read.result()
         prediction = predict(model, case, config, track)
+        native = native_mask(files, prediction.mask) if config.native else None
     except Exception as error:  # whatever it is, the other cases go on; -v shows the traceback
         return _undone(files.case_id, model.plan, _failure(files.case_id, error), time.monotonic() - began), None
     lesion = prediction.mask > 0
@@ -199,7 +204,7 @@ def _one(
         channels=model.plan.channels,
     )
     maps = prediction.probability if config.probabilities else None
-    return result, writer.submit(write_outputs, out, case, prediction.mask, maps, model.plan)
+    return result, writer.submit(write_outputs, out, case, prediction.mask, maps, model.plan, native)
 
 
 def _written(result: CaseResult, write: Future[None], out: Path, plan: Plan) -> CaseResult:

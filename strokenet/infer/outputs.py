@@ -2,6 +2,7 @@
 
     OUT/CASE.nii.gz                  the mask
     OUT/results.json                 every case's status, volume and error; cases of earlier runs keep their rows
+    OUT/native/CASE.nii.gz           on request: the mask on the voxels of the scan that `strokenet prepare` was given
     OUT/probabilities/CASE.nii.gz    on request: the lesion's probability; with several labels CASE_labelN.nii.gz each
 
 Never over an input, never half-written, and nothing of an earlier run under the name of a case that is segmented now.
@@ -22,18 +23,21 @@ from strokenet.data.case import Case
 from strokenet.data.dataset import CaseFiles
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json, safe_name
+from strokenet.data.header import Header
 from strokenet.data.nifti import write_mask, write_probability
+from strokenet.prepare.record import read_record, record_path, to_native
 
 RESULTS = "results.json"
-MASK = 0  # key of the mask among a case's files; the other keys are label values
+MASK, NATIVE = 0, -1  # keys of the masks among a case's files; the other keys are label values
 
 
 def output_files(out: Path, case_id: str, plan: Plan) -> dict[int, Path]:
-    """Every file that a case may leave: 0 -> its mask, label value -> that label's probability map."""
+    """Every file that a case may leave: its masks, and label value -> that label's probability map."""
     single = len(plan.foreground) == 1
     names = {value: case_id if single else f"{case_id}_label{value}" for value in plan.foreground}
     maps = {value: out / "probabilities" / f"{name}.nii.gz" for value, name in names.items()}
-    return {MASK: out / f"{case_id}.nii.gz", **maps}
+    masks = {MASK: out / f"{case_id}.nii.gz", NATIVE: out / "native" / f"{case_id}.nii.gz"}
+    return masks | maps
 
 
 def earlier_rows(out: Path) -> dict[str, dict[str, Any]]:
@@ -79,17 +83,51 @@ def remove_outputs(out: Path, case_id: str, plan: Plan) -> None:
 
 
 def write_outputs(
-    out: Path, case: Case, mask: NDArray[np.uint8], probability: NDArray[np.float32] | None, plan: Plan
+    out: Path,
+    case: Case,
+    mask: NDArray[np.uint8],
+    probability: NDArray[np.float32] | None,
+    plan: Plan,
+    native: tuple[NDArray[np.uint8], Header] | None = None,
 ) -> None:
-    """Writes the probability maps, where given, and then the mask: where a mask is, all of its case is.
+    """Writes what is given of the probability maps and the native mask, and then the mask: where it is, all is.
 
-    mask: (D, H, W). probability: (K, D, H, W), background first.
+    mask: (D, H, W). probability: (K, D, H, W), background first. native: (D, H, W) with the header of its own grid.
     """
     files = output_files(out, case.case_id, plan)
     if probability is not None:
         for value in plan.foreground:
             write_probability(files[value], probability[value], case.header)
+    if native is not None:
+        write_mask(files[NATIVE], *native)
     write_mask(files[MASK], mask, case.header)
+
+
+def require_records(inputs: Sequence[CaseFiles]) -> None:
+    """Refuses --native for scans of which none comes from `strokenet prepare`: each would fail after its inference.
+
+    Raises:
+        InputError: no case has a record.
+    """
+    if not any(_record_of(files).is_file() for files in inputs):
+        raise InputError(
+            f"--native: {_record_of(inputs[0])} is not there; give scans that `strokenet prepare` made, where it left them"
+        )
+
+
+def native_mask(files: CaseFiles, mask: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Header]:
+    """The mask of a prepared case on the voxels of its reference scan as that was given (Meddahi 2024, IV.D).
+
+    (D, H, W) uint8 -> (D, H, W) uint8 and a header of its grid.
+
+    Raises:
+        InputError: the case has no record, or a damaged one, or SimpleITK is missing.
+    """
+    return to_native(mask, read_record(_record_of(files)))
+
+
+def _record_of(files: CaseFiles) -> Path:
+    return record_path(files.images[0].parent.parent, files.case_id)
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -44,8 +44,8 @@ class InferConfig:
 
     tta: mirrored copies averaged: none, the plan's axes, or full (all three; refused where training did not mirror
     along all). threshold, min_volume_mm3: replace the plan's rule. postprocess: False takes the most probable label
-    and removes nothing. probabilities: also write OUT/probabilities/CASE.nii.gz. folds, device: of `infer`; a Model
-    in memory has them already. semantics: "exact" repeats nnU-Net's rounding, "improved" sums in float32.
+    and removes nothing. probabilities, native: also write OUT/probabilities/CASE.nii.gz, OUT/native/CASE.nii.gz.
+    folds, device: of `infer`; a Model in memory has them already. semantics: "exact" repeats nnU-Net's rounding, "improved" sums in float32.
     """
 
     tta: Mirroring = "plan"
@@ -55,6 +55,7 @@ class InferConfig:
     min_volume_mm3: float | None = None
     postprocess: bool = True
     probabilities: bool = False
+    native: bool = False
     semantics: Semantics | None = None
     device: str = "auto"
 
