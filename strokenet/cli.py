@@ -287,9 +287,7 @@ def adapt(model: Path, target: Path, out: Path, pairs: tuple[str, ...], seed: in
 @click.option("--min-volume", "min_volume_mm3", type=click.FloatRange(min=0), help="mm3 [default: the plan's].")
 @click.option("--no-postprocess", is_flag=True, help="Most probable label, nothing removed.")
 @click.option("--probabilities", is_flag=True, help="Also write OUT/probabilities/CASE.nii.gz.")
-@click.option(
-    "--native", is_flag=True, help="Prepared scans: also write OUT/native/CASE.nii.gz, on the scan's own grid."
-)
+@click.option("--native", is_flag=True, help="Prepared scans: also OUT/native/CASE.nii.gz, on the given grid.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @_main_options
 def infer(

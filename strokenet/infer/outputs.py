@@ -111,7 +111,7 @@ def require_records(inputs: Sequence[CaseFiles]) -> None:
     """
     if not any(_record_of(files).is_file() for files in inputs):
         raise InputError(
-            f"--native: {_record_of(inputs[0])} is not there; give scans that `strokenet prepare` made, where it left them"
+            f"--native: {_record_of(inputs[0])} is not there; give scans where `strokenet prepare` left them"
         )
 
 

@@ -45,7 +45,8 @@ class InferConfig:
     tta: mirrored copies averaged: none, the plan's axes, or full (all three; refused where training did not mirror
     along all). threshold, min_volume_mm3: replace the plan's rule. postprocess: False takes the most probable label
     and removes nothing. probabilities, native: also write OUT/probabilities/CASE.nii.gz, OUT/native/CASE.nii.gz.
-    folds, device: of `infer`; a Model in memory has them already. semantics: "exact" repeats nnU-Net's rounding, "improved" sums in float32.
+    folds, device: of `infer`; a Model in memory has them already. semantics: "exact" repeats nnU-Net's rounding,
+    "improved" sums in float32.
     """
 
     tta: Mirroring = "plan"
