@@ -25,9 +25,9 @@ from strokenet.model.device import choose_device, choose_dtype
 from strokenet.model.network import UNet
 from strokenet.preprocess.memory import available_bytes
 
-PACKAGES = (  # all that the package asks for, and triton, which comes with torch on a GPU
+PACKAGES = (  # all that the package asks for; triton, which comes with torch on a GPU; and the extra [mri]
     *("torch", "triton", "numpy", "scipy", "nibabel", "isal", "connected-components-3d", "batchgenerators"),
-    *("safetensors", "matplotlib", "click", "rich"),
+    *("safetensors", "matplotlib", "click", "rich", "SimpleITK", "deepbet"),
 )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,16 @@ def pytest_configure() -> None:
     for number in STOPPING:
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.fixture
+def log_as_it_was() -> Iterator[None]:
+    """The log as before, after a command that ran in this process has sent it to its own console."""
+    log = logging.getLogger("strokenet")
+    kept = (log.handlers[:], log.propagate, log.level)
+    yield
+    log.handlers[:], log.propagate, level = kept
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import statistics
@@ -30,11 +29,10 @@ SIGNALS = ("SIGTERM", "SIGHUP", "SIGINT")  # Windows has no SIGHUP
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], log_as_it_was: None) -> Iterator[Run]:
     """Runs the command in this process: (exit code, stdout, stderr). Signals and logging are as before afterwards."""
-    log, numbers = logging.getLogger("strokenet"), [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
     handlers = {number: signal.getsignal(number) for number in numbers}
-    kept = (log.handlers[:], log.propagate, log.level)
     monkeypatch.setenv("COLUMNS", "200")
 
     def call(*words: object) -> tuple[int, str, str]:
@@ -49,8 +47,6 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     yield call
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    log.handlers[:], log.propagate, level = kept
-    log.setLevel(level)
 
 
 @pytest.fixture

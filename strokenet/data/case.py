@@ -22,8 +22,15 @@ from numpy.typing import NDArray
 
 from strokenet.data.errors import InputError
 from strokenet.data.geometry import Geometry, corner_distance_mm
-from strokenet.data.header import Header, parse_header
-from strokenet.data.nifti import MAX_NONFINITE, Volume, geometry_of, read_volume, zero_nonfinite
+from strokenet.data.header import Header
+from strokenet.data.nifti import (
+    MAX_NONFINITE,
+    Volume,
+    geometry_of,
+    read_volume,
+    single_file_header,
+    zero_nonfinite,
+)
 
 CORNER_TOLERANCE_MM = 1e-3
 LABEL_TOLERANCE = 1e-3  # a resampled or scaled label may miss its integer by this much
@@ -251,7 +258,4 @@ def _header_of(where: str, shape: tuple[int, ...], affine: Any, own: Any) -> Hea
                 header.set_sform(affine, code="aligned")
     except (HeaderDataError, ValueError, LinAlgError) as error:
         raise InputError(f"{where}: shape {shape} and affine make no header ({error}); correct them") from None
-    header["sizeof_hdr"], header["magic"] = header.sizeof_hdr, header.single_magic
-    header["vox_offset"] = header.single_vox_offset
-    header["scl_slope"], header["scl_inter"] = 1, 0
-    return parse_header(header.binaryblock + b"\0\0\0\0", where)
+    return single_file_header(header, where)

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 from isal import igzip, igzip_lib, isal_zlib
+from nibabel.nifti1 import Nifti1Header
 from numpy.typing import NDArray
 
 from strokenet.data.errors import InputError
@@ -52,6 +53,30 @@ def geometry_of(header: Header) -> Geometry:
     x, y, z = header.spacing
     affine = np.vstack([header.affine_rows, [0.0, 0.0, 0.0, 1.0]])
     return Geometry(shape=(k, j, i), spacing=(z, y, x), affine=affine[:, [2, 1, 0, 3]])
+
+
+def header_of(geometry: Geometry) -> Header:
+    """A NIfTI-1 header of a grid that no file came with: both forms set, in scanner space and mm."""
+    affine = geometry.affine[:, [2, 1, 0, 3]]  # (d, h, w) -> (i, j, k)
+    header = Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape(geometry.shape[::-1])
+    header.set_qform(affine, code="scanner")  # sets pixdim, too
+    header.set_sform(affine, code="scanner")
+    header.set_xyzt_units("mm")
+    return single_file_header(header, "grid")
+
+
+def single_file_header(header: Nifti1Header, where: str) -> Header:
+    """The checked header of a .nii that this nibabel header describes; its values are stored as they are.
+
+    Raises:
+        InputError: beginning with `where`.
+    """
+    header["sizeof_hdr"], header["magic"] = header.sizeof_hdr, header.single_magic
+    header["vox_offset"] = header.single_vox_offset
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    return parse_header(header.binaryblock + b"\0\0\0\0", where)
 
 
 def read_header(path: Path, *, max_voxels: int = MAX_VOXELS) -> Header:

@@ -32,8 +32,8 @@ from strokenet.infer.outputs import (
     RESULTS,
     check_outputs,
     earlier_rows,
-    native_mask,
     output_files,
+    prepared_record,
     remove_outputs,
     require_records,
     write_outputs,
@@ -41,6 +41,7 @@ from strokenet.infer.outputs import (
 from strokenet.infer.predict import InferConfig, in_channel_order, mask_rule, mirror_axes, predict
 from strokenet.model.checkpoint import Model, load_model
 from strokenet.model.device import choose_device
+from strokenet.prepare.record import to_native
 from strokenet.workspace import Workspace
 
 __all__ = ["CaseResult", "InferConfig", "infer", "infer_folder", "infer_one"]
@@ -189,8 +190,9 @@ def _one(
     began = time.monotonic()
     try:
         case = read.result()
+        record = prepared_record(files) if config.native else None
         prediction = predict(model, case, config, track)
-        native = native_mask(files, prediction.mask) if config.native else None
+        native = None if record is None else to_native(prediction.mask, record)
     except Exception as error:  # whatever it is, the other cases go on; -v shows the traceback
         return _undone(files.case_id, model.plan, _failure(files.case_id, error), time.monotonic() - began), None
     lesion = prediction.mask > 0

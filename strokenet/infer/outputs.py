@@ -25,7 +25,7 @@ from strokenet.data.errors import InputError
 from strokenet.data.files import read_json, safe_name
 from strokenet.data.header import Header
 from strokenet.data.nifti import write_mask, write_probability
-from strokenet.prepare.record import read_record, record_path, to_native
+from strokenet.prepare.record import read_record, record_path
 
 RESULTS = "results.json"
 MASK, NATIVE = 0, -1  # keys of the masks among a case's files; the other keys are label values
@@ -115,15 +115,13 @@ def require_records(inputs: Sequence[CaseFiles]) -> None:
         )
 
 
-def native_mask(files: CaseFiles, mask: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Header]:
-    """The mask of a prepared case on the voxels of its reference scan as that was given (Meddahi 2024, IV.D).
-
-    (D, H, W) uint8 -> (D, H, W) uint8 and a header of its grid.
+def prepared_record(files: CaseFiles) -> dict[str, Any]:
+    """What `strokenet prepare` has recorded of a case: the way back to the scan as it was given (Meddahi 2024, IV.D).
 
     Raises:
-        InputError: the case has no record, or a damaged one, or SimpleITK is missing.
+        InputError: the case has no record, or a damaged one.
     """
-    return to_native(mask, read_record(_record_of(files)))
+    return read_record(_record_of(files))
 
 
 def _record_of(files: CaseFiles) -> Path:

@@ -8,7 +8,6 @@ wants a table library and a display for the same 40 lines. The paper's animaAtla
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import warnings
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch.nn import functional
 from kernels.components import label_components
 from strokenet.data.errors import InputError
 from strokenet.data.geometry import Geometry
+from strokenet.prepare.cache import file_sha256
 from strokenet.preprocess.crop import Box, bounding_box, fill_holes
 
 WEIGHTS = {  # file of deepbet 1.0.2 -> sha256
@@ -111,10 +111,9 @@ def check_sha256(path: Path, known: str) -> None:
         InputError: the file is missing or has another sha256.
     """
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); run `pip install deepbet==1.0.2`") from None
+        found = file_sha256(path)
+    except InputError as error:
+        raise InputError(f"{error}, or run `pip install deepbet==1.0.2`") from None
     if found != known:
         raise InputError(f"{path}: sha256 {found[:12]} is not {known[:12]}; run `pip install deepbet==1.0.2`")
 

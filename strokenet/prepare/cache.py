@@ -34,6 +34,11 @@ def file_sha256(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
 
 
+def array_sha256(mask: NDArray[np.bool_]) -> str:
+    """sha256 of a mask's voxels."""
+    return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
+
+
 def key_of(*parts: Any) -> str:
     """One key of plain JSON values; equal for equal values only."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]

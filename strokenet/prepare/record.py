@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Header
 from numpy.typing import NDArray
 
 from strokenet.data.description import json_object
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json
 from strokenet.data.geometry import Geometry
-from strokenet.data.header import Header, parse_header
+from strokenet.data.header import Header
+from strokenet.data.nifti import header_of
 from strokenet.prepare.itk import Matrix, resample_label
 
 FORMAT = 1
@@ -96,17 +96,3 @@ def to_native(
         raise InputError(f"{where}: mask {mask.shape} lies not on the prepared grid {grid.shape}; give its own mask")
     carried = resample_label(mask.astype(np.int16), grid, native, back)
     return carried.astype(np.uint8), header_of(native)
-
-
-def header_of(geometry: Geometry) -> Header:
-    """A NIfTI-1 header of this grid, both forms set, in scanner space and mm."""
-    affine = geometry.affine[:, [2, 1, 0, 3]]
-    header = Nifti1Header()
-    header.set_data_dtype(np.float32)
-    header.set_data_shape(geometry.shape[::-1])
-    header.set_qform(affine, code="scanner")  # sets pixdim, too
-    header.set_sform(affine, code="scanner")
-    header.set_xyzt_units("mm")
-    header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
-    header["scl_slope"], header["scl_inter"] = 1, 0
-    return parse_header(header.binaryblock + b"\0\0\0\0", "prepared grid")

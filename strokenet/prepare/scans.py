@@ -17,7 +17,8 @@ from strokenet.data.errors import InputError
 from strokenet.data.geometry import Geometry, corner_distance_mm, turn_to_ras, turned
 from strokenet.data.nifti import read_volume
 from strokenet.prepare.cache import file_sha256
-from strokenet.prepare.config import LABELS, Name
+from strokenet.prepare.config import LABELS, Name, PrepareConfig
+from strokenet.prepare.inputs import CaseInputs
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +40,28 @@ class DrawnLabel:
     sha256: str
     array: NDArray[np.int16]
     drawn_on: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Given:
+    """A case as it was given. scans: name -> scan, t1 first. reference: the scan whose voxels all are brought to."""
+
+    case_id: str
+    scans: dict[str, Native]
+    reference: str
+    label: DrawnLabel | None
+
+
+def read_given(inputs: CaseInputs, config: PrepareConfig) -> Given:
+    """The files of a case; where the wanted reference is missing, the scan that there is takes its place.
+
+    Raises:
+        InputError: a file cannot be used, or the label lies on the voxels of no scan.
+    """
+    scans = {name: read_scan(path) for name, path in inputs.scans.items()}
+    reference = config.reference if config.reference in scans else next(iter(scans))
+    label = None if inputs.label is None else read_drawn_label(inputs.label, scans, reference, config.label_on)
+    return Given(case_id=inputs.case_id, scans=scans, reference=reference, label=label)
 
 
 def read_scan(path: Path) -> Native:

@@ -7,7 +7,7 @@ computed again only where the bytes of its scans or its own settings changed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,24 @@ from strokenet.data.errors import InputError
 from strokenet.data.geometry import turn_to_ras, turned
 from strokenet.prepare.bias import log_bias_field
 from strokenet.prepare.brain import WEIGHTS, Brain, brain_by_network, brain_of_nonzero, make_brain
-from strokenet.prepare.cache import cached_array, cached_json, file_sha256, key_of
+from strokenet.prepare.cache import array_sha256, cached_array, cached_json, file_sha256, key_of
 from strokenet.prepare.config import PrepareConfig
 from strokenet.prepare.itk import Matrix, resample_mask
 from strokenet.prepare.record import FORMAT
 from strokenet.prepare.register import RegisterConfig, Scan, brain_points, displacement_mm, register
 from strokenet.prepare.scans import Native, same_grid
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """brains: of every scan on its own voxels. transforms: the reference's world -> the world of every scan, RAS mm.
+
+    registration: what is to be said of it, {} for one scan.
+    """
+
+    brains: dict[str, Brain]
+    transforms: dict[str, Matrix]
+    registration: dict[str, Any]
 
 
 def find_brains(scans: Mapping[str, Native], config: PrepareConfig, cache: Path) -> dict[str, Brain]:
@@ -59,10 +71,8 @@ def _given_brain(path: Path, scans: Mapping[str, Native]) -> dict[str, Brain]:
     return brains
 
 
-def carry_given(
-    scans: Mapping[str, Native],
-    brains: dict[str, Brain],
-    transforms: Mapping[str, Matrix],
+def _carry_given(
+    scans: Mapping[str, Native], brains: dict[str, Brain], transforms: Mapping[str, Matrix]
 ) -> dict[str, Brain]:
     """The given mask on the other scan, too, now that the motion between them is known."""
     carried = [name for name, brain in brains.items() if brain.method == "carried"]
@@ -75,9 +85,9 @@ def carry_given(
 
 
 def find_transforms(
-    scans: Mapping[str, Native], brains: Mapping[str, Brain], reference: str, config: PrepareConfig, cache: Path
-) -> tuple[dict[str, Matrix], dict[str, Any]]:
-    """Reference world -> the world of every scan, and what is to be said of the registration ({} for one scan)."""
+    scans: Mapping[str, Native], brains: dict[str, Brain], reference: str, config: PrepareConfig, cache: Path
+) -> Found:
+    """How the scans lie to each other, and with it the brain of a scan whose mask was given on the other."""
     transforms: dict[str, Matrix] = {reference: np.eye(4)}
     found: dict[str, Any] = {}
     for name in scans:
@@ -94,7 +104,7 @@ def find_transforms(
 
         found = cached_json(cache, f"register_{name}", key, compute)
         transforms[name] = np.asarray(found["matrix"], dtype=np.float64)
-    return transforms, found
+    return Found(brains=_carry_given(scans, brains, transforms), transforms=transforms, registration=found)
 
 
 def _registered(fixed: Scan, moving: Scan, config: RegisterConfig) -> dict[str, Any]:
@@ -108,7 +118,7 @@ def correct_bias(scan: Native, brain: Brain, config: PrepareConfig, cache: Path)
     """The scan on its native grid without its bias field."""
     if not config.bias:
         return scan.array
-    key = key_of(FORMAT, scan.sha256, brain.method, brain.volume_ml, asdict(config.n4))
+    key = key_of(FORMAT, scan.sha256, array_sha256(brain.mask), asdict(config.n4))
 
     def compute() -> NDArray[np.float16]:  # a part in 2000: far below the noise, at half the disk
         return log_bias_field(scan.array, brain.mask, scan.geometry, config.n4).astype(np.float16)

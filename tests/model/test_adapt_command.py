@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from tests.plans import STATS, tiny_network, tiny_plan
 from tests.test_cli import shell
 from tests.train.workspaces import make_workspace, rows
 
+pytestmark = pytest.mark.usefixtures("log_as_it_was")
 PLAIN = AdaptConfig(channels={})
 
 
@@ -35,16 +35,6 @@ def t1_plan() -> Plan:
         intensity=(STATS,),
         network=tiny_network(features=(6, 8, 10), kernels=((3, 3, 3), (1, 3, 3), (3, 3, 3)), encoder_blocks=(2, 1, 1)),
     )
-
-
-@pytest.fixture(autouse=True)
-def log() -> Iterator[None]:
-    """The log as it was, after a command that ran in this process has sent it to its own console."""
-    log = logging.getLogger("strokenet")
-    kept = (log.handlers[:], log.propagate, log.level)
-    yield
-    log.handlers[:], log.propagate, level = kept
-    log.setLevel(level)
 
 
 @pytest.fixture

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strokenet.data.geometry import Geometry
-from strokenet.data.nifti import write_image, write_mask
+from strokenet.data.nifti import header_of, write_image, write_mask
 from strokenet.prepare.inputs import CaseInputs
 from strokenet.prepare.itk import Matrix
-from strokenet.prepare.record import header_of
 from strokenet.synth.acquisition import GridStyle, bias_field, grid_around, resample
 from strokenet.synth.anatomy import Anatomy, draw_anatomy
 from strokenet.synth.contrast import CHANNELS, render

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,17 +12,8 @@ from strokenet.cli import cli
 from strokenet.data.errors import InputError
 from tests.prepare.heads import write_head
 
+pytestmark = pytest.mark.usefixtures("log_as_it_was")
 pytest.importorskip("SimpleITK", reason="needs SimpleITK: pip install 'strokenet[mri]'")
-
-
-@pytest.fixture(autouse=True)
-def log() -> Iterator[None]:
-    """The log as it was, after a command that ran in this process has sent it to its own console."""
-    log = logging.getLogger("strokenet")
-    kept = (log.handlers[:], log.propagate, log.level)
-    yield
-    log.handlers[:], log.propagate, level = kept
-    log.setLevel(level)
 
 
 def test_a_folder_of_patients_becomes_a_raw_dataset(tmp_path: Path) -> None:

@@ -13,14 +13,16 @@ import pytest
 from strokenet.data.case import read_case
 from strokenet.data.dataset import input_cases, read_dataset
 from strokenet.data.errors import InputError
-from strokenet.data.nifti import read_volume, write_image, write_mask
-from strokenet.prepare import prepare, steps
+from strokenet.data.nifti import header_of, read_volume, write_image, write_mask
+from strokenet.prepare import grid, steps
+from strokenet.prepare.brain import Brain
 from strokenet.prepare.cohort import Preparation, prepare_cohort
 from strokenet.prepare.config import PrepareConfig
 from strokenet.prepare.inputs import CaseInputs
 from strokenet.prepare.prepare import StepFailed, prepare_case
-from strokenet.prepare.record import header_of, read_record, to_native
+from strokenet.prepare.record import read_record, to_native
 from strokenet.prepare.register import RegisterConfig, displacement_mm
+from strokenet.prepare.scans import read_scan
 from tests.prepare.heads import dice, head, write_head
 
 pytest.importorskip("SimpleITK", reason="needs SimpleITK: pip install 'strokenet[mri]'")
@@ -175,7 +177,7 @@ def test_a_second_run_takes_what_is_there_and_a_changed_scan_does_not(tmp_path: 
 def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, out = write_head(tmp_path / "x"), tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(prepare, "resample_mask", _killed)
+        patched.setattr(grid, "resample_mask", _killed)
         with pytest.raises(KeyboardInterrupt):
             prepare_case(inputs, out, ROUGH)
     monkeypatch.setattr(steps, "register", _killed)  # must not be asked again
@@ -207,6 +209,22 @@ def test_a_given_mask_is_carried_to_the_other_scan(tmp_path: Path) -> None:
     assert record["brain"]["flair"]["method"] == "given"
     assert record["brain"]["t1"]["method"] == "carried"
     assert record["quality"]["agreement"] > 0.97
+
+
+def test_another_mask_of_the_same_volume_gets_its_own_bias_field(tmp_path: Path) -> None:
+    inputs = write_head(tmp_path / "x", t1=False, label=False)
+    assert inputs.flair is not None
+    scan = read_scan(inputs.flair)
+    whole = scan.array != 0
+    half = whole & (np.arange(whole.shape[2]) < whole.shape[2] // 2)
+    voxels = min(int(half.sum()), int((whole & ~half).sum()))
+    fields = []
+    for side in (half, whole & ~half):
+        mask = np.zeros(whole.shape, bool)
+        mask.flat[np.flatnonzero(side)[:voxels]] = True
+        brain = Brain(mask=mask, volume_ml=1.0, method="given")
+        fields.append(steps.correct_bias(scan, brain, PrepareConfig(brain="none"), tmp_path / "cache"))
+    assert np.abs(fields[0] - fields[1]).max() > 1
 
 
 def test_files_of_others_are_not_written_over(tmp_path: Path) -> None:

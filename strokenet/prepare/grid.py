@@ -1,0 +1,128 @@
+"""Grid: the one resampling of a case, every native grid -> the reference's grid in the brain's box.
+
+Comes in: the case as it was given, its brains and transforms, its scans without bias field. Goes out: Prepared, what is
+written for the network: the scans, the label, the brain, on one grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strokenet.data.errors import InputError
+from strokenet.data.geometry import Geometry
+from strokenet.prepare.itk import Matrix, resample, resample_label, resample_mask
+from strokenet.prepare.scans import Given
+from strokenet.prepare.steps import Found
+from strokenet.preprocess.crop import Box, bounding_box
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """What is written. images, inside, label: on the grid (D, H, W). brain: before the crop. source: whose brain it is.
+
+    lost_ml: of the label outside the box. agreement: Dice of both scans' brains, None for one scan.
+    """
+
+    images: dict[str, NDArray[np.float32]]
+    label: NDArray[np.int16] | None
+    inside: NDArray[np.bool_]
+    brain: NDArray[np.bool_]
+    source: str
+    box: Box
+    grid: Geometry
+    lost_ml: float
+    agreement: float | None
+
+
+def on_one_grid(given: Given, found: Found, corrected: Mapping[str, NDArray[np.float32]], *, zscore: bool) -> Prepared:
+    """Native grids -> the reference's grid in the brain's box. The T1's brain is the mask of all (IV.B, step 4).
+
+    Args:
+        corrected: scan name -> (D, H, W) float32 on its native grid, without bias field.
+
+    Raises:
+        InputError: the brain of one scan lies outside the other.
+    """
+    scans, transforms, brains = given.scans, found.transforms, found.brains
+    whole = scans[given.reference].geometry
+    carried = {
+        name: resample_mask(brains[name].mask, scan.geometry, whole, transforms[name]) for name, scan in scans.items()
+    }
+    source = "t1" if "t1" in scans else given.reference
+    box = _box(carried[source])
+    grid, inside = _cropped(whole, box), carried[source][box.slices]
+    images = {
+        name: _finished(array, scans[name].geometry, grid, transforms[name], inside, zscore=zscore)
+        for name, array in corrected.items()
+    }
+    kept, lost_ml = _carry_label(given, transforms, box)
+    return Prepared(
+        images=images,
+        label=kept,
+        inside=inside,
+        brain=carried[source],
+        source=source,
+        box=box,
+        grid=grid,
+        lost_ml=lost_ml,
+        agreement=_dice(carried["t1"], carried["flair"]) if len(carried) == 2 else None,
+    )
+
+
+def _box(brain: NDArray[np.bool_]) -> Box:
+    """The brain's tight box: no margin, as the paper's (and what lies outside is 0)."""
+    if not brain.any():
+        raise InputError("the brain of one scan lies outside the other; check that the scans show one head")
+    return bounding_box(brain)
+
+
+def _cropped(geometry: Geometry, box: Box) -> Geometry:
+    affine = geometry.affine.copy()
+    affine[:3, 3] = geometry.affine[:3] @ [*box.start, 1]
+    return replace(geometry, shape=box.shape, affine=affine)
+
+
+def _finished(
+    array: NDArray[np.float32],
+    geometry: Geometry,
+    grid: Geometry,
+    grid_to_array: Matrix,
+    inside: NDArray[np.bool_],
+    *,
+    zscore: bool,
+) -> NDArray[np.float32]:
+    """A corrected native scan on the prepared grid, 0 outside the brain.
+
+    Cubic: linear interpolation blurs what lies between two voxels, and network input is resampled once more later. On
+    its own voxels a scan is taken as it is, because a B-spline would give it back only up to rounding.
+    """
+    if np.array_equal(grid_to_array, np.eye(4)):
+        place = np.linalg.inv(geometry.affine) @ grid.affine
+        start = np.rint(place[:3, 3]).astype(int)
+        image = array[tuple(slice(a, a + n) for a, n in zip(start.tolist(), grid.shape, strict=True))]
+    else:
+        image = resample(array, geometry, grid, grid_to_array, interpolation="cubic")
+    if zscore:
+        values = image[inside].astype(np.float64)
+        image = ((image - values.mean()) / (values.std() + 1e-8)).astype(np.float32)
+    return np.where(inside, image, np.float32(0))
+
+
+def _carry_label(given: Given, transforms: Mapping[str, Matrix], box: Box) -> tuple[NDArray[np.int16] | None, float]:
+    """The label in the box, and how much of it the box cuts off, ml."""
+    if given.label is None:
+        return None, 0.0
+    array, name = given.label.array, given.label.drawn_on
+    own, grid = given.scans[name].geometry, given.scans[given.reference].geometry
+    whole = array if name == given.reference else resample_label(array, own, grid, transforms[name])
+    kept = np.ascontiguousarray(whole[box.slices])
+    lost = int(np.count_nonzero(whole)) - int(np.count_nonzero(kept))
+    return kept, lost * grid.voxel_volume_mm3 / 1000
+
+
+def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return 2 * float(np.count_nonzero(a & b)) / max(1, int(a.sum()) + int(b.sum()))
