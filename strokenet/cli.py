@@ -69,6 +69,39 @@ def demo(out: Path, minutes: float, seed: int, verbose: int, as_json: bool) -> N
     show_demo(outcome, as_json=as_json)
 
 
+@cli.command(short_help="Draw a semi-synthetic stroke cohort with its truth.")
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to make.")
+@click.option("-n", "cases", type=click.IntRange(min=1), required=True, help="How many cases.")
+@click.option(
+    "--style",
+    type=click.Choice(["atlas", "clinic"]),
+    default="atlas",
+    show_default=True,
+    help="T1 alone, stripped, in MNI space; or whole-head T1 and FLAIR as a hospital stores them.",
+)
+@click.option("--label-maps", type=EXISTING, help="Folder of FreeSurfer label maps [default: drawn heads].")
+@click.option("--lesions", type=EXISTING, help="Folder of lesion masks in MNI space [default: drawn strokes].")
+@click.option(
+    "--domain",
+    type=click.Choice(["natural", "random"]),
+    default="natural",
+    show_default=True,
+    help="Contrasts of T1 and FLAIR, or any at all.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random draw.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes [default: by cores and free memory].")
+@_main_options
+def synth(out: Path, jobs: int | None, verbose: int, as_json: bool, **options: Any) -> None:
+    """Draw a cohort of strokes: real or drawn heads, real or drawn lesions, volumes as in the paper's Table I."""
+    from strokenet.console import tracking
+    from strokenet.report import show_synth
+    from strokenet.synth.synth import SynthConfig, synthesise
+
+    with tracking(_start(verbose)) as track:
+        cohort = synthesise(out, SynthConfig(**options), jobs=jobs, track=track)
+    show_synth(cohort, as_json=as_json)
+
+
 @cli.command(short_help="Native MRI to one grid: brain, registration, bias, crop.")
 @click.argument("source", type=EXISTING, required=False)
 @click.option("-o", "--out", type=FOLDER, required=True, help="nnU-Net raw folder to make.")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from strokenet.prepare.cohort import Preparation
     from strokenet.prepare.outputs import PreparedCase
     from strokenet.preprocess.planning import Planned, Preprocessed
+    from strokenet.synth.synth import SynthCohort
     from strokenet.train.train import TrainResult
 
 _SHOWN = {  # metric -> its name and digits
@@ -47,6 +48,29 @@ _FLAGS = {
     "missing_prediction": "no prediction, scored as an empty mask",
 }
 _NOTES = {"missing_prediction": "no file", "both_empty": "both empty", "ref_empty": "ref empty", "missed": "pred empty"}
+
+
+def show_synth(cohort: SynthCohort, *, as_json: bool) -> None:
+    """What the cohort has beside the paper's Table I, and the next command."""
+    from strokenet.synth.burden import MEAN_ML, MEDIAN_ML, PRIMARY
+
+    if as_json:
+        from strokenet.data.files import read_json
+
+        show_json(read_json(cohort.root / "cohort.json"))
+        return
+    got = cohort.achieved
+    rows = [
+        ("median lesion, ml", f"{got.median_ml:.2f}", f"{MEDIAN_ML:.2f}"),
+        ("mean lesion, ml", f"{got.mean_ml:.2f}", f"{MEAN_ML:.2f}"),
+        ("range, ml", f"{got.smallest_ml:.2f} to {got.largest_ml:.1f}", ""),
+        *((f"{side}, share", f"{getattr(got, side):.2f}", f"{share:.2f}") for side, share in PRIMARY.items()),
+    ]
+    columns = ("this cohort", "Table I")
+    show_table(f"{got.cases} semi-synthetic cases", ("what", *columns), rows, numbers=columns)
+    clinic = (cohort.root / "patients").is_dir()
+    command = f"prepare {cohort.root / 'patients'} -o DATASET" if clinic else f"plan {cohort.root} -o WORK"
+    show(f"no patient: they test a method. Truth in {cohort.root / 'truth'}; next: strokenet {command}")
 
 
 def show_prepared(done: Preparation, out: Path, *, as_json: bool) -> None:

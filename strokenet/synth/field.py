@@ -28,13 +28,13 @@ def smooth_field(rng: np.random.Generator, shape: Triple, sigma: float) -> NDArr
     noise = rng.standard_normal(coarse, dtype=np.float32)
     field = ndimage.gaussian_filter(noise, sigma / step, mode="wrap", truncate=3)
     for axis in range(3):
-        field = _stretched(field, axis, shape[axis], step)
+        field = stretched(field, axis, shape[axis], step)
     field -= field.mean()
     spread = float(field.std())
     return np.asarray(field / spread if spread > 0 else field, dtype=np.float32)
 
 
-def _stretched(field: NDArray[np.float32], axis: int, length: int, step: float) -> NDArray[np.float32]:
+def stretched(field: NDArray[np.float32], axis: int, length: int, step: float) -> NDArray[np.float32]:
     """One axis interpolated linearly to this length; `step` new voxels are one old one."""
     if step == 1:
         return field.take(range(length), axis)

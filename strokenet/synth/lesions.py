@@ -72,11 +72,11 @@ def draw_hyperintensities(rng: np.random.Generator, anatomy: Anatomy, strokes: S
     """White-matter hyperintensities: (D, H, W) float32, share of the voxel, none within a few mm of a stroke."""
     free = (anatomy.tissue[Tissue.WHITE] > 0.6) & (ndimage.gaussian_filter(strokes.share, 2.0) < 0.02)
     halo = free & (anatomy.ventricle_mm < 12) & (anatomy.depth_mm > 12)
-    mask = _most(_halo_score(rng, anatomy), halo, rng.uniform(*PERIVENTRICULAR_ML), anatomy.spacing_mm)
+    mask = highest(_halo_score(rng, anatomy), halo, rng.uniform(*PERIVENTRICULAR_ML), anatomy.spacing_mm)
     deep = free & (anatomy.ventricle_mm > 8) & (anatomy.depth_mm > 9)
     foci = smooth_field(rng, anatomy.shape, 3.0 / anatomy.spacing_mm)
-    mask |= _most(foci, deep, rng.uniform(*DEEP_ML), anatomy.spacing_mm)
-    return _soft(mask)
+    mask |= highest(foci, deep, rng.uniform(*DEEP_ML), anatomy.spacing_mm)
+    return softened(mask)
 
 
 def paint(anatomy: Anatomy, strokes: Strokes, hyperintensities: NDArray[np.float32]) -> Anatomy:
@@ -122,8 +122,8 @@ def _add(
 def _with(rng: np.random.Generator, anatomy: Anatomy, strokes: Strokes, mask: Mask) -> Strokes:
     return Strokes(
         mask=strokes.mask | mask,
-        share=np.maximum(strokes.share, _soft(mask)),
-        cavity=np.maximum(strokes.cavity, _cavity(rng, mask, anatomy.spacing_mm)),
+        share=np.maximum(strokes.share, softened(mask)),
+        cavity=np.maximum(strokes.cavity, cavity_of(rng, mask, anatomy.spacing_mm)),
         volumes_ml=(*strokes.volumes_ml, _volume_ml(mask, anatomy)),
     )
 
@@ -139,15 +139,15 @@ def _blob(rng: np.random.Generator, anatomy: Anatomy, taken: Floats, centre: Tri
     right_mm, start_mm = anatomy.right_mm[..., w], anatomy.right_mm[0, 0, centre[2]]
     allowed = (right_mm * np.sign(start_mm) > 3) & (anatomy.depth_mm[d, h, w] > 1.5) & (taken[d, h, w] < 0.01)
     allowed &= (anatomy.ventricle_mm[d, h, w] > 1.5) & (anatomy.up_mm[d] > TENTORIUM_MM - 8)
-    distance = _ellipsoid(rng, [range(s.start - c, s.stop - c) for s, c in zip((d, h, w), centre, strict=True)])
+    distance = ellipsoid_distance(rng, [range(s.start - c, s.stop - c) for s, c in zip((d, h, w), centre, strict=True)])
     noise = smooth_field(rng, distance.shape, max(1.5, 0.4 * radius))
-    piece = _most(0.3 * noise - distance / radius, allowed, volume_ml, anatomy.spacing_mm)
+    piece = highest(0.3 * noise - distance / radius, allowed, volume_ml, anatomy.spacing_mm)
     mask = np.zeros(anatomy.shape, dtype=bool)
     mask[d, h, w] = _largest(ndimage.binary_opening(piece))
     return mask
 
 
-def _ellipsoid(rng: np.random.Generator, offsets: Sequence[Sequence[int]]) -> NDArray[Any]:
+def ellipsoid_distance(rng: np.random.Generator, offsets: Sequence[Sequence[int]]) -> NDArray[Any]:
     """Distance from the centre, measured by a turned ellipsoid of axes up to 1.6 to 1; (D, H, W) for three axes."""
     axes = np.linalg.qr(rng.standard_normal((3, 3)))[0]
     stretch = np.exp(rng.uniform(-0.25, 0.25, 3))
@@ -157,7 +157,7 @@ def _ellipsoid(rng: np.random.Generator, offsets: Sequence[Sequence[int]]) -> ND
     return np.asarray(np.sqrt((along**2).sum(0)), dtype=np.float32)
 
 
-def _cavity(rng: np.random.Generator, mask: Mask, spacing_mm: float) -> NDArray[np.float32]:
+def cavity_of(rng: np.random.Generator, mask: Mask, spacing_mm: float) -> NDArray[np.float32]:
     """Share of fluid: 0 in a rim of uneven width, rising towards the middle; a small stroke may have none."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     depth = ndimage.distance_transform_edt(np.pad(mask[box], 1))[1:-1, 1:-1, 1:-1] * spacing_mm
@@ -176,7 +176,7 @@ def _halo_score(rng: np.random.Generator, anatomy: Anatomy) -> Floats:
     return np.asarray(cap + 3.5 * smooth_field(rng, anatomy.shape, 5 / anatomy.spacing_mm) - anatomy.ventricle_mm)
 
 
-def _most(score: Floats, allowed: Mask, volume_ml: float, spacing_mm: float) -> Mask:
+def highest(score: Floats, allowed: Mask, volume_ml: float, spacing_mm: float) -> Mask:
     """The allowed voxels of highest score that fill this volume; all of them where they do not suffice."""
     scores = score[allowed]
     count = round(volume_ml * 1000 / spacing_mm**3)
@@ -200,5 +200,5 @@ def _volume_ml(mask: Mask, anatomy: Anatomy) -> float:
     return int(np.count_nonzero(mask)) * anatomy.spacing_mm**3 / 1000
 
 
-def _soft(mask: Mask) -> NDArray[np.float32]:
+def softened(mask: Mask) -> NDArray[np.float32]:
     return np.asarray(ndimage.gaussian_filter(mask.astype(np.float32), EDGE_VOXELS, truncate=3), dtype=np.float32)
