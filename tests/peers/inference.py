@@ -2,8 +2,9 @@
 
 The model is one of ours, exported; the peer loads that folder unchanged, and ours is what the import makes of it.
 Random weights, shifted so that half of the voxels are lesion, are the harder case: their logits are noise about zero,
-so that any difference in grid, weights or rounding shows in the labels, the peer's own float16 sums among them. Where a
-row of them is not met, its bound is measured beside it: the peer with float32 sums against the peer as it is.
+so that any difference in grid, weights or rounding shows in the labels. The peer is therefore run twice more: given our
+preprocessed image in the place of its own, which must give our exact answer; and with float32 sums, which must give our
+improved one. How far these two lie from the peer as it is bounds the rows that are not met.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,6 @@ from scipy.ndimage import gaussian_filter
 from planner.plan import NetworkPlan, Plan, PostprocessRule, Semantics, Triple
 from strokenet.data.case import read_case
 from strokenet.infer.predict import InferConfig, Prediction, predict
-from strokenet.infer.sliding_window import WindowRules, predict_logits
 from strokenet.model.checkpoint import load_model, save_weights
 from strokenet.model.network import build_network
 from strokenet.nnunet.export import export_nnunet
@@ -43,7 +43,7 @@ from tests.peers.row import Row
 
 TIES = 10  # voxels of a scan that may have another label: two logits that are even after rounding to float16
 STEPS = 60  # of the brief training
-STEP_CAUSE = "images that are 1e-7 apart move float16 sums by a step; from one image no logit differs"
+IMAGE_CAUSE = "images that are 1e-7 apart move float16 sums by a step; given our image, the peer moves as far"
 PATCHES: dict[str, tuple[tuple[float, float, float], Triple, Triple]] = {  # spacing, patch, kernel of level 0
     "isotropic": ((1.5, 1.5, 1.5), (64, 80, 64), (3, 3, 3)),
     "anisotropic": ((4.0, 1.2, 1.2), (16, 96, 96), (1, 3, 3)),
@@ -109,36 +109,56 @@ class _Pair:
     def images(self) -> tuple[Path, ...]:
         return tuple(sorted((self.raw / "imagesTr").glob("*.nii.gz")))
 
-    def peers_answer(self, *, mirrored: bool, sums: torch.dtype = torch.float16) -> Answer:
-        """sums: float32 to see what the peer's float16 costs."""
+    @cached_property
+    def image(self) -> torch.Tensor:
+        """What our preprocessing makes of the scans, (C, D, H, W) float32."""
+        plan = load_model(self.folder / "imported").plan
+        case = read_case("case", dict(zip(plan.channels, self.images, strict=True)))
+        return torch.from_numpy(preprocess(case, plan).image)
+
+    def peers_answer(
+        self, *, mirrored: bool, sums: torch.dtype = torch.float16, image: torch.Tensor | None = None
+    ) -> Answer:
+        """sums: float32 to see what the peer's float16 costs. image: instead of its own preprocessing's."""
         with mock.patch.object(torch, "half", sums):
-            return peers_answer(self.folder / "exported", ("0",), self.images, self.folder / "peer", mirrored=mirrored)
+            exported, target = self.folder / "exported", self.folder / "peer"
+            return peers_answer(exported, ("0",), self.images, target, mirrored=mirrored, image=image)
 
     def our_answer(self, *, mirrored: bool, semantics: Semantics) -> Prediction:
         return our_answer(self.folder / "imported", self.images, mirrored=mirrored, semantics=semantics)
 
-    def logits_apart(self) -> float:
-        """Largest difference of the logits that both compute from our preprocessed image, in the exact form."""
-        model = load_model(self.folder / "imported")
-        case = read_case("case", dict(zip(model.plan.channels, self.images, strict=True)))
-        image = torch.from_numpy(preprocess(case, model.plan).image)
-        with peer.quiet():
-            predictor = _predictor(self.folder / "exported", ("0",), mirrored=False)
-            theirs = predictor.predict_logits_from_preprocessed_data(image)
-        ours = predict_logits(model.networks, image, patch=model.plan.patch, rules=WindowRules(exact=True))
-        return float((theirs.float() - ours.float()).abs().max())
-
 
 def peers_answer(
-    source: Path, folds: Sequence[int | str], images: Sequence[Path], target: Path, *, mirrored: bool
+    source: Path,
+    folds: Sequence[int | str],
+    images: Sequence[Path],
+    target: Path,
+    *,
+    mirrored: bool,
+    image: torch.Tensor | None = None,
 ) -> Answer:
-    """nnUNetPredictor on a results folder, from files to files, with probabilities. target: without its suffix."""
+    """nnUNetPredictor on a results folder, from files to files, with probabilities.
+
+    target: without its suffix. image: takes the place of what the peer's preprocessing has made, of the same shape.
+    """
     with peer.quiet():
         predictor = _predictor(source, folds, mirrored=mirrored)
+        if image is not None:
+            predictor.predict_logits_from_preprocessed_data = _given(
+                predictor.predict_logits_from_preprocessed_data, image
+            )
         files = [[str(path) for path in images]]
         predictor.predict_from_files_sequential(files, [str(target)], save_probabilities=True)
     mask = nibabel.load(f"{target}.nii.gz").get_fdata().astype(np.uint8).T
     return Answer(mask=mask, probability=np.load(f"{target}.npz")["probabilities"])
+
+
+def _given(predict_logits: Callable[[torch.Tensor], torch.Tensor], image: torch.Tensor) -> Callable[..., torch.Tensor]:
+    def predict_ours(theirs: torch.Tensor) -> torch.Tensor:
+        assert theirs.shape == image.shape
+        return predict_logits(image)
+
+    return predict_ours
 
 
 def our_answer(model_folder: Path, images: Sequence[Path], *, mirrored: bool, semantics: Semantics) -> Prediction:
@@ -169,10 +189,62 @@ def _model_rows(
 
 
 def _compared(where: str, theirs: Answer, pair: _Pair, mirror: bool, *, trained: bool) -> Iterator[Row]:
-    whole = None if trained else pair.peers_answer(mirrored=mirror, sums=torch.float32)
-    yield from _exact_rows(where, theirs, whole, pair.our_answer(mirrored=mirror, semantics="exact"))
+    exact = pair.our_answer(mirrored=mirror, semantics="exact")
     improved = pair.our_answer(mirrored=mirror, semantics="improved")
-    own = 0.0 if whole is None else 1 - _dice(whole.mask, theirs.mask)
+    if trained:
+        yield from _rows_as_it_is(where, theirs, exact, improved)
+        return
+    given = pair.peers_answer(mirrored=mirror, image=pair.image)
+    whole = pair.peers_answer(mirrored=mirror, sums=torch.float32)
+    yield from _rows_as_it_is(where, theirs, exact, improved, given, whole)
+    on = f"{where}, our preprocessed image given to both"
+    for check, difference, tolerance, unit in (
+        ("labels", int((exact.mask != given.mask).sum()), 0, "voxels"),
+        ("probabilities", _largest(exact, given), 1e-6, ""),
+    ):
+        yield Row(check=f"inference exact, {check}", on=on, difference=difference, tolerance=tolerance, unit=unit)
+    yield Row(
+        check="inference improved, against the peer with float32 sums",
+        on=where,
+        difference=int((improved.mask != whole.mask).sum()),
+        tolerance=TIES,
+        unit="voxels",
+        note=f"probabilities {_largest(improved, whole):.1e} apart",
+    )
+
+
+def _rows_as_it_is(
+    where: str,
+    theirs: Answer,
+    exact: Prediction,
+    improved: Prediction,
+    given: Answer | None = None,
+    whole: Answer | None = None,
+) -> Iterator[Row]:
+    """Ours beside the peer as it is. given, whole: the peer with our image, and with float32 sums, for random weights.
+
+    Their distance from the peer is the bound: we may not be further from it than its own rounding moves it.
+    """
+    yield Row(
+        check="inference exact, labels",
+        on=where,
+        difference=int((exact.mask != theirs.mask).sum()),
+        tolerance=TIES,
+        unit="voxels",
+        note=f"the peer finds {int((theirs.mask > 0).sum())} lesion voxels",
+        cause=IMAGE_CAUSE if given else "",
+        bound=int((given.mask != theirs.mask).sum()) if given else 0,
+    )
+    yield Row(
+        check="inference exact, probabilities",
+        on=where,
+        difference=_largest(exact, theirs),
+        tolerance=1e-3,
+        unit="",
+        cause=IMAGE_CAUSE if given else "",
+        bound=_largest(given, theirs) + 1e-6 if given else 0.0,
+    )
+    own = 1 - _dice(whole.mask, theirs.mask) if whole else 0.0
     yield Row(
         check="inference improved, 1 - Dice",
         on=where,
@@ -180,48 +252,8 @@ def _compared(where: str, theirs: Answer, pair: _Pair, mirror: bool, *, trained:
         tolerance=1e-3,
         unit="",
         note=_where_apart(improved, theirs),
-        cause="" if trained else f"logits about zero: by float16 sums alone the peer is {own:.1e} from itself",
+        cause=f"logits about zero: by float16 sums alone the peer is {own:.1e} from itself" if whole else "",
         bound=1.1 * own,
-    )
-    if whole is not None:
-        yield Row(
-            check="inference improved, against the peer with float32 sums",
-            on=where,
-            difference=int((improved.mask != whole.mask).sum()),
-            tolerance=TIES,
-            unit="voxels",
-            note=f"probabilities {_largest(improved, whole):.1e} apart",
-        )
-    if whole is not None and not mirror:
-        yield Row(
-            check="inference exact, logits",
-            on=f"{where}, one preprocessed image given to both",
-            difference=pair.logits_apart(),
-            tolerance=0,
-            unit="",
-        )
-
-
-def _exact_rows(where: str, theirs: Answer, whole: Answer | None, ours: Prediction) -> Iterator[Row]:
-    """whole: the peer with float32 sums; its distance from the peer bounds what a step of a float16 sum can do."""
-    yield Row(
-        check="inference exact, labels",
-        on=where,
-        difference=int((ours.mask != theirs.mask).sum()),
-        tolerance=TIES,
-        unit="voxels",
-        note=f"the peer finds {int((theirs.mask > 0).sum())} lesion voxels",
-        cause="" if whole is None else STEP_CAUSE,
-        bound=0 if whole is None else int((whole.mask != theirs.mask).sum()),
-    )
-    yield Row(
-        check="inference exact, probabilities",
-        on=where,
-        difference=_largest(ours, theirs),
-        tolerance=1e-3,
-        unit="",
-        cause="" if whole is None else STEP_CAUSE,
-        bound=0.0 if whole is None else _largest(whole, theirs),
     )
 
 
