@@ -165,7 +165,8 @@ def show_inference(results: Sequence[CaseResult], out: Path, *, as_json: bool) -
         for r in results
     ]
     show_table("Inference", ("case", "status", "seconds", "lesion ml", "lesions", "error"), rows)
-    show(f"masks and results.json in {out}")
+    written = "masks and results.json" if any(r.status == "ok" for r in results) else "no mask; results.json"
+    show(f"{written} in {out}")
 
 
 def show_scores(evaluation: Evaluation, *, as_json: bool) -> None:
