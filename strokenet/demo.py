@@ -48,11 +48,12 @@ FOLDERS = ("dataset", "workspace", "predictions", "threshold", "overlays")
 MARK = "demo.json"  # written first: only a folder that has it is ever emptied
 NARROWER = 2  # features of the network: nnU-Net's 32 .. 320 divided by it; a quarter learns far more slowly
 ITERATIONS, VAL_ITERATIONS = 20, 2
+LEAST_EPOCHS = 3  # 60 steps, which a slow machine takes longer for: after 20 the network has hardly learned anything
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """minutes: of training; the rest takes about one more. seed: of the cohort and the training.
+    """minutes: of training, on a slow machine more; the rest takes about one more. seed: of the cohort and the training.
 
     train, held_out: cases to draw.
     """
@@ -139,10 +140,10 @@ def narrower(plan: Plan) -> Plan:
 
 
 def _train(workspace: Workspace, minutes: float, seed: int, track: Track) -> int:
-    """Trains on all cases for about so many minutes; returns the number of steps."""
+    """Trains on all cases for about so many minutes, LEAST_EPOCHS at least; returns the number of steps."""
     plan = workspace.read_plan()
-    steps = max(ITERATIONS, int(60 * minutes / seconds_a_step(plan)))
-    epochs = max(1, round(steps / (ITERATIONS + 0.5 * VAL_ITERATIONS)))  # a validation batch costs half a step
+    epoch_minutes = seconds_a_step(plan) * (ITERATIONS + 0.5 * VAL_ITERATIONS) / 60  # validation costs half a step
+    epochs = max(LEAST_EPOCHS, round(minutes / epoch_minutes))
     _log.info("training: %d epochs of %d steps, batch %d", epochs, ITERATIONS, plan.batch_size)
     config = TrainConfig(
         fold="all",
@@ -150,7 +151,7 @@ def _train(workspace: Workspace, minutes: float, seed: int, track: Track) -> int
         iterations=ITERATIONS,
         val_iterations=VAL_ITERATIONS,
         seed=seed,
-        max_time_minutes=1.5 * minutes + 0.5,  # where the machine slows down after the measurement
+        max_time_minutes=1.5 * max(minutes, epochs * epoch_minutes) + 0.5,  # where the machine slows down meanwhile
     )
     result = train(workspace, config, track)
     return len(result.history) * ITERATIONS
