@@ -55,7 +55,7 @@ def cli() -> None:
 
 @cli.command(short_help="The whole method on drawn heads, with no download.")
 @click.option("-o", "--out", type=FOLDER, default=Path("demo"), show_default=True, help="Folder to make.")
-@click.option("--minutes", type=click.FloatRange(min=0.05), default=2.5, show_default=True, help="Time to train, about.")
+@click.option("--minutes", type=click.FloatRange(min=0.05), default=2.5, show_default=True, help="To train, about.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random draw.")
 @_main_options
 def demo(out: Path, minutes: float, seed: int, verbose: int, as_json: bool) -> None:

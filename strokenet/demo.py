@@ -53,7 +53,7 @@ LEAST_EPOCHS = 3  # 60 steps, which a slow machine takes longer for: after 20 th
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """minutes: of training, on a slow machine more; the rest takes about one more. seed: of the cohort and the training.
+    """minutes: of training, and more on a slow machine; the rest takes about one. seed: of the cohort and the training.
 
     train, held_out: cases to draw.
     """
