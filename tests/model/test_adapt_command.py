@@ -16,8 +16,10 @@ from strokenet.cli import cli
 from strokenet.data.errors import InputError
 from strokenet.model.adapted import AdaptConfig, adapt_model
 from strokenet.model.checkpoint import load_model
+from strokenet.nnunet.importing import import_nnunet
 from strokenet.workspace import Workspace
 from tests.infer.models import write_case, write_model
+from tests.nnunet.v1_folders import Shape, write_folder
 from tests.plans import STATS, tiny_network, tiny_plan
 from tests.test_cli import shell
 from tests.train.workspaces import make_workspace, rows
@@ -104,6 +106,19 @@ def test_the_same_seed_gives_the_same_files(model: Path, tmp_path: Path) -> None
         adapt_model(model, target, tmp_path / name, AdaptConfig(channels={}, seed=seed))
         contents.append((tmp_path / name / "fold_2" / "last.safetensors").read_bytes())
     assert contents[0] == contents[1] != contents[2]
+
+
+def test_a_model_of_nnunet_takes_a_second_channel_and_keeps_its_answer(tmp_path: Path) -> None:
+    """The paper's models were trained by nnU-Net v1 and given a channel (Meddahi 2024, VI.A, VI.B)."""
+    theirs = import_nnunet(write_folder(tmp_path / "source", Shape(channels=1)), tmp_path / "imported").plan
+    twice = {name: getattr(theirs, name) * 2 for name in ("normalisation", "use_mask_for_norm", "intensity")}
+    Workspace(tmp_path / "work").write_plan(replace(theirs, channels=(*theirs.channels, "T1"), **twice))
+    config = AdaptConfig(channels={"T1": "zero"})
+    adapt_model(tmp_path / "imported", tmp_path / "work", tmp_path / "out", config)
+    (source,), (adapted,) = (load_model(tmp_path / name).networks for name in ("imported", "out"))
+    flair, t1 = torch.randn(2, 1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(torch.cat([flair, t1], 1)), source(flair), rtol=0, atol=1e-5)
 
 
 def test_the_best_weights_serve_where_the_last_are_gone(model: Path, work: Workspace, tmp_path: Path) -> None:
