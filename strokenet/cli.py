@@ -320,6 +320,9 @@ def adapt(model: Path, target: Path, out: Path, pairs: tuple[str, ...], seed: in
 @click.option("--min-volume", "min_volume_mm3", type=click.FloatRange(min=0), help="mm3 [default: the plan's].")
 @click.option("--no-postprocess", is_flag=True, help="Most probable label, nothing removed.")
 @click.option("--probabilities", is_flag=True, help="Also write OUT/probabilities/CASE.nii.gz.")
+@click.option(
+    "--validation", is_flag=True, help="Instead of INPUT_DIR: MODEL's validation cases, each by its own fold."
+)
 @click.option("--native", is_flag=True, help="Prepared scans: also OUT/native/CASE.nii.gz, on the given grid.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @_main_options
@@ -333,6 +336,7 @@ def infer(
     case_id: str | None,
     folds: str | None,
     no_postprocess: bool,
+    validation: bool,
     verbose: int,
     as_json: bool,
     **options: Any,
@@ -340,15 +344,18 @@ def infer(
     """Segment the scans of INPUT_DIR (CASE_0000.nii.gz ...), or one case given by --t1, --flair, --channel."""
     from strokenet.console import tracking
     from strokenet.infer.infer import InferConfig, infer_folder, infer_one
+    from strokenet.infer.validation import infer_validation
     from strokenet.report import show_inference
 
     numbers = tuple(folds.split(",")) if folds else None
     config = InferConfig(folds=numbers, postprocess=not no_postprocess, **options)
     files = _channel_files(t1, flair, channels)
-    if bool(files) == (input_dir is not None):
-        raise click.UsageError("give either INPUT_DIR or one case by --t1, --flair, --channel")
+    if bool(files) + validation + (input_dir is not None) != 1:
+        raise click.UsageError("give one of INPUT_DIR, --validation, or one case by --t1, --flair, --channel")
     with tracking(_start(verbose)) as track:
-        if input_dir is not None:
+        if validation:
+            results = infer_validation(model, out, config, track)
+        elif input_dir is not None:
             results = infer_folder(model, input_dir, out, config, track)
         else:
             results = infer_one(model, files, out, config, track, case_id)
@@ -361,16 +368,35 @@ def infer(
 @click.argument("reference", metavar="REF", type=EXISTING)
 @click.option("-o", "--out", type=click.Path(path_type=Path, dir_okay=False), help="scores.json; a .csv joins it.")
 @click.option("--against", type=EXISTING, help="A second prediction to compare with, case by case.")
+@click.option(
+    "--fit-postprocessing",
+    "fit",
+    type=EXISTING,
+    metavar="MODEL",
+    help="Instead: fit MODEL's threshold and smallest volume on its validation cases in PRED, and write them.",
+)
 @_main_options
 def evaluate(
-    prediction: Path, reference: Path, out: Path | None, against: Path | None, verbose: int, as_json: bool
+    prediction: Path,
+    reference: Path,
+    out: Path | None,
+    against: Path | None,
+    fit: Path | None,
+    verbose: int,
+    as_json: bool,
 ) -> None:
     """Score PRED against REF: two folders of masks, or two files."""
     from strokenet.console import tracking
     from strokenet.evaluate.evaluate import evaluate_paths
-    from strokenet.report import show_scores
+    from strokenet.evaluate.fit import fit_postprocessing
+    from strokenet.report import show_fit, show_scores
 
+    if fit is not None and against is not None:
+        raise click.UsageError("--fit-postprocessing fits one prediction; leave --against out")
     with tracking(_start(verbose)) as track:
+        if fit is not None:
+            show_fit(fit_postprocessing(prediction, reference, fit, out=out, track=track), as_json=as_json)
+            return
         evaluation = evaluate_paths(prediction, reference, against=against, out=out, track=track)
     show_scores(evaluation, as_json=as_json)
     sys.exit(_exit_code(len(evaluation.cases), len(evaluation.cases) + len(evaluation.failures)))

@@ -12,6 +12,7 @@ from strokenet.console import show, show_json, show_table
 if TYPE_CHECKING:
     from strokenet.demo import DemoOutcome
     from strokenet.doctor import Report
+    from strokenet.evaluate.fit import Fit
     from strokenet.evaluate.records import CaseScore, Comparison, Evaluation, Summaries, Summary
     from strokenet.evaluate.strata import Stratum
     from strokenet.infer.infer import CaseResult
@@ -195,6 +196,27 @@ def show_scores(evaluation: Evaluation, *, as_json: bool) -> None:
         show(f"failed: {failure.case}: {failure.error}")
     if evaluation.comparison is not None:
         _show_difference(evaluation.comparison)
+
+
+def show_fit(fit: Fit, *, as_json: bool) -> None:
+    """The whole grid, and what the model's rule was and is."""
+    from strokenet.evaluate.fit import to_json
+
+    if as_json:
+        show_json(to_json(fit))
+        return
+    volumes = tuple(f"> {volume:g} mm3" for volume in fit.volumes_mm3)
+    rows = [
+        (f"> {threshold:g}", *(f"{value:.4f}" for value in row))
+        for threshold, row in zip(fit.thresholds, fit.dice, strict=True)
+    ]
+    show_table(f"Mean Dice of {len(fit.cases)} cases", ("threshold", *volumes), rows, numbers=volumes)
+    for case, why in fit.left_out.items():
+        show(f"left out: {case}: {why}")
+    for when, rule in (("was", fit.before), ("now, in plan.json,", fit.after)):
+        limits = f"threshold {rule.threshold:g}, components above {rule.min_volume_mm3:g} mm3"
+        show(f"{when} {limits}: Dice {fit.dice_of(rule):.4f}")
+    show("the Dice is that of the cases it was chosen on; report that of others")
 
 
 def _show_cases(cases: Sequence[CaseScore], *, several: bool) -> None:

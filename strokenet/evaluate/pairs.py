@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from strokenet.data.case import CORNER_TOLERANCE_MM, LabelMap, read_label
+from strokenet.data.case import CORNER_TOLERANCE_MM, read_label
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json, safe_name
-from strokenet.data.geometry import Spacing, corner_distance_mm
+from strokenet.data.geometry import Geometry, Spacing, corner_distance_mm
 
 ENDINGS = (".nii.gz", ".nii")
 MAX_LABEL = 255  # label maps are read up to it, and masks are written as uint8
@@ -85,12 +85,31 @@ def read_pair(pair: Pair, labels: Mapping[str, int] | None) -> Masks:
         predicted = np.zeros_like(true.array)
     else:
         found = read_label(pair.prediction, labels)
-        _check_grid(f"prediction {pair.prediction.name}", found, true)
+        check_grid(f"prediction {pair.prediction.name}", found.geometry, true.geometry)
         predicted = found.array
     reference = true.array
     if labels is None:
         predicted, reference = _from_255(pair.case, predicted, reference)
     return Masks(prediction=predicted, reference=reference, spacing=true.geometry.spacing)
+
+
+def check_grid(name: str, predicted: Geometry, true: Geometry) -> None:
+    """Refuses a prediction whose voxels are not the reference's.
+
+    Raises:
+        InputError: beginning with `name`.
+    """
+    if predicted.shape != true.shape:
+        raise InputError(
+            f"{name} has {predicted.shape[::-1]} voxels, the reference {true.shape[::-1]}; "
+            "predict on the grid of the reference or resample one to the other"
+        )
+    distance = corner_distance_mm(predicted, true)
+    if distance >= CORNER_TOLERANCE_MM:
+        raise InputError(
+            f"{name} lies up to {distance:.3g} mm away from the reference (allowed: below {CORNER_TOLERANCE_MM:g}); "
+            "correct its header or resample one to the other"
+        )
 
 
 def values_of(array: NDArray[np.int16]) -> set[int]:
@@ -167,20 +186,6 @@ def _from_255(case: str, a: NDArray[np.int16], b: NDArray[np.int16]) -> tuple[ND
         return a, b
     _log.info("%s: 255 is taken as the label 1", case)
     return np.minimum(a, 1), np.minimum(b, 1)
-
-
-def _check_grid(name: str, predicted: LabelMap, true: LabelMap) -> None:
-    if predicted.geometry.shape != true.geometry.shape:
-        raise InputError(
-            f"{name} has {predicted.geometry.shape[::-1]} voxels, the reference {true.geometry.shape[::-1]}; "
-            "predict on the grid of the reference or resample one to the other"
-        )
-    distance = corner_distance_mm(predicted.geometry, true.geometry)
-    if distance >= CORNER_TOLERANCE_MM:
-        raise InputError(
-            f"{name} lies up to {distance:.3g} mm away from the reference (allowed: below {CORNER_TOLERANCE_MM:g}); "
-            "correct its header or resample one to the other"
-        )
 
 
 def _listed(names: Sequence[str]) -> str:

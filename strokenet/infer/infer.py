@@ -52,7 +52,10 @@ _CHANNEL = re.compile(r"_\d{4}$")  # CASE_0000.nii.gz is CASE's first channel
 
 @dataclass(frozen=True, kw_only=True)
 class CaseResult:
-    """One row of results.json. error: one line, or None. lesion: all foreground labels together."""
+    """One row of results.json. error: one line, or None. lesion: all foreground labels together.
+
+    folds: whose networks made the mask; () where none did.
+    """
 
     case: str
     status: Literal["ok", "failed", "skipped"]
@@ -61,6 +64,7 @@ class CaseResult:
     lesion_volume_ml: float | None
     lesion_count: int | None
     channels: tuple[str, ...]
+    folds: tuple[str, ...] = ()
 
 
 def infer(
@@ -204,6 +208,7 @@ def _one(
         lesion_volume_ml=float(np.count_nonzero(lesion)) * case.geometry.voxel_volume_mm3 / 1000,
         lesion_count=len(label_components(lesion)[1]) - 1,
         channels=model.plan.channels,
+        folds=model.folds,
     )
     maps = prediction.probability if config.probabilities else None
     return result, writer.submit(write_outputs, out, case, prediction.mask, maps, model.plan, native)

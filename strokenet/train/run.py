@@ -190,12 +190,13 @@ def _state_to_resume(folder: FoldFolder, *, resume: bool) -> State | None:
 def _settings(plan: Plan, config: TrainConfig, cases: FoldCases) -> dict[str, str]:
     """What a resumed run must share with the one that was stopped, as text.
 
-    The place and the length of the computation may change: device, precision, --stop-epoch, --max-time.
+    The place and the length of the computation may change: device, precision, --stop-epoch, --max-time. So may the
+    plan's postprocess, which no step reads: `evaluate --fit-postprocessing` writes it when a fold is trained.
     """
     names = ("epochs", "iterations", "val_iterations", "batch_size", "lr", "augment", "seed")
     sides = [[case.case_id for case in side] for side in (cases.train, cases.val)]
     return {
-        "plan": _digest(plans.to_json(plan)),
+        "plan": _digest({name: value for name, value in plans.to_json(plan).items() if name != "postprocess"}),
         "cases": f"{len(cases.train)} to train, {len(cases.val)} to validate ({_digest(sides)})",
         **{name: str(getattr(config, name)) for name in names},
     }

@@ -83,13 +83,13 @@ def test_results_json_holds_what_design_promises(model: Path, scans: Path, tmp_p
     assert content["model"] == "model"
     assert content["folds"] == ["0"]
     assert set(content["cases"][0]) == {
-        *("case", "status", "error", "seconds", "lesion_volume_ml", "lesion_count", "channels")
+        *("case", "status", "error", "seconds", "lesion_volume_ml", "lesion_count", "channels", "folds")
     }
     bad, good = content["cases"][:2]
     assert (bad["lesion_volume_ml"], bad["lesion_count"]) == (None, None)
     mask = voxels(tmp_path / "out" / "b.nii.gz")
     assert good["lesion_volume_ml"] == pytest.approx(mask.sum() / 1000)
-    assert good["channels"] == ["T1", "FLAIR"]
+    assert (good["channels"], good["folds"], bad["folds"]) == (["T1", "FLAIR"], ["0"], [])
     assert good["seconds"] > 0
     assert str(tmp_path) not in json.dumps(good)
 

@@ -164,6 +164,13 @@ def test_a_resume_with_another_plan_or_other_cases_is_refused(workspace: Workspa
         train(workspace, short(resume=True))
 
 
+def test_a_rule_fitted_meanwhile_does_not_hinder_a_resume(workspace: Workspace) -> None:
+    train(workspace, short(stop_epoch=1))
+    plan = workspace.read_plan()
+    workspace.write_plan(replace(plan, postprocess=replace(plan.postprocess, threshold=0.35)))
+    assert len(train(workspace, short(resume=True, stop_epoch=2)).history) == 2
+
+
 def start(workspace: Workspace, **changes: Any) -> dict[str, torch.Tensor]:
     plan = workspace.read_plan()
     run = start_run(workspace, plan, short(**changes), fold_cases(workspace, plan, "0"))
