@@ -67,7 +67,7 @@ def evaluate_paths(
     description = description_of(reference)
     labels = None if description is None else read_labels(description)
     if out is not None:
-        _check_out(out, description)
+        check_out(out, description)
     rule = rule or DetectionRule()
     scored = _score_all(pairs, labels, rule, track, "evaluate")
     other = None if other_pairs is None else _score_all(other_pairs, labels, rule, track, "against")
@@ -192,8 +192,12 @@ def _without_folders(text: str, *paths: Path | None) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().split())  # a file's name may be no valid text
 
 
-def _check_out(out: Path, description: Path | None) -> None:
-    """Asked before the work: the CSV beside it must not be the same file, nor may an input be written over."""
+def check_out(out: Path, description: Path | None) -> None:
+    """Asked before the work: the CSV beside it must not be the same file, nor may an input be written over.
+
+    Raises:
+        InputError: `out` is no name of a JSON file, or is the description of the dataset.
+    """
     if out.suffix != ".json" or out.is_dir():
         raise InputError(f"{out}: the scores need the name of a file that ends in .json")
     if description is not None and out.resolve() == description.resolve():

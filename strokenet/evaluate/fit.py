@@ -22,11 +22,12 @@ from kernels.components import VOLUME_MARGIN, Connectivity, label_components
 from planner.plan import Plan, PostprocessRule
 from strokenet.data.case import read_case, read_label
 from strokenet.data.errors import InputError
-from strokenet.data.files import write_json
+from strokenet.data.files import read_json, write_json
 from strokenet.data.nifti import read_volume
 from strokenet.data.splits import Split
 from strokenet.data.track import Track, silent
-from strokenet.evaluate.pairs import Pair, check_grid, find_pairs
+from strokenet.evaluate.evaluate import check_out
+from strokenet.evaluate.pairs import Pair, check_grid, description_of, find_pairs
 from strokenet.infer.outputs import RESULTS, earlier_rows, output_files
 from strokenet.infer.postprocess import common_field, postprocess
 from strokenet.workspace import Workspace
@@ -67,15 +68,19 @@ def fit_postprocessing(
 
     Args:
         prediction: a folder of `strokenet infer MODEL --validation --probabilities`.
-        reference: a folder of masks. out: JSON file for the grid.
+        reference: a folder of masks; those without a prediction are left out. out: JSON file for the grid.
 
     Raises:
-        InputError: the plan takes no threshold, no case can be used, or a file cannot be read. Nothing is written then.
+        InputError: the plan takes no threshold, another model made the maps, no case can be used, `out` is a file that
+            is read here, or a file cannot be read. Nothing is written then.
     """
     workspace = Workspace(model)
     plan = workspace.read_plan()
     now = _present_rule(plan, model)
-    usable, left_out = _usable(find_pairs(prediction, reference), prediction, workspace)
+    _require_maps_of(model, prediction)
+    if out is not None:
+        _check_grid_file(out, workspace, prediction, reference)
+    usable, left_out = _usable(find_pairs(prediction, reference, missing_are="left out"), prediction, workspace)
     for case, why in left_out.items():
         _log.warning("%s: left out: %s", case, why)
     if not usable:
@@ -189,12 +194,31 @@ def _present_rule(plan: Plan, model: Path) -> PostprocessRule:
     return plan.postprocess
 
 
+def _require_maps_of(model: Path, prediction: Path) -> None:
+    """The maps must be this model's: another one's best threshold says nothing about it. Known by the folder's name."""
+    results = prediction / RESULTS
+    content = read_json(results) if results.is_file() else None
+    maker = content.get("model") if isinstance(content, dict) else None
+    if isinstance(maker, str) and maker != model.resolve().name:
+        raise InputError(
+            f"{results}: model {maker} made these maps, not {model.resolve().name}; "
+            f"run `strokenet infer {model} --validation --probabilities -o MASKS`"
+        )
+
+
+def _check_grid_file(out: Path, workspace: Workspace, prediction: Path, reference: Path) -> None:
+    check_out(out, description_of(reference))
+    read = (workspace.plan_file, workspace.splits_file, workspace.dataset_file, workspace.fingerprint_file)
+    if out.resolve() in {path.resolve() for path in (*read, prediction / RESULTS)}:
+        raise InputError(f"{out}: is read here and would be lost; give the grid another name, e.g. fit.json")
+
+
 def _usable(pairs: Sequence[Pair], prediction: Path, workspace: Workspace) -> tuple[list[Pair], dict[str, str]]:
     """The cases with a map by networks that were not trained on them; and why not the others."""
     rows, plan = earlier_rows(prediction), workspace.read_plan()
     splits = workspace.read_splits()
     usable, left_out = [], {}
-    for pair in pairs:
+    for pair in (pair for pair in pairs if pair.prediction is not None):
         why = _unusable(rows.get(pair.case), pair.case, splits)
         if why is None and not _map_of(prediction, pair.case, plan).is_file():
             why = "no probability map, infer with --probabilities"

@@ -43,8 +43,10 @@ class Masks:
     spacing: Spacing
 
 
-def find_pairs(prediction: Path, reference: Path) -> tuple[Pair, ...]:
+def find_pairs(prediction: Path, reference: Path, *, missing_are: str = "counted as empty") -> tuple[Pair, ...]:
     """The pairs of two folders or two files, one for every reference case.
+
+    missing_are: what the caller does with cases that have no prediction, for the log.
 
     Raises:
         InputError: there is no reference, one side is a folder and one a file, or no case has a prediction.
@@ -64,7 +66,7 @@ def find_pairs(prediction: Path, reference: Path) -> tuple[Pair, ...]:
             f"name the masks like the references, e.g. {references[missing[0]].name}"
         )
     if missing:
-        _log.warning("%s: no prediction for %s; counted as empty", prediction, _listed(missing))
+        _log.warning("%s: no prediction for %s; %s", prediction, _listed(missing), missing_are)
     extra = [case for case in masks if case not in references]
     if extra:
         _log.warning("%s: no reference for %s; left out", prediction, _listed(extra))

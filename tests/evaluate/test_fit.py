@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +158,39 @@ def test_a_plan_without_a_threshold_is_refused(work: Workspace, tmp_path: Path) 
     work.write_plan(replace(work.read_plan(), postprocess=PostprocessRule()))
     with pytest.raises(InputError, match="a plan with a threshold is needed"):
         fit_postprocessing(tmp_path, tmp_path / "raw" / "labelsTr", work.root)
+
+
+def test_cases_of_other_folds_are_said_to_be_left_out(
+    work: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    infer_validation(work.root, tmp_path / "masks", replace(MAPS, folds=("0",)))
+    fit = fit_postprocessing(tmp_path / "masks", tmp_path / "raw" / "labelsTr", work.root)
+    assert (fit.cases, fit.left_out) == (("a", "b"), {})
+    assert "no prediction for c, d; left out" in caplog.text
+    assert "empty" not in caplog.text
+
+
+def test_maps_of_another_model_are_refused(work: Workspace, tmp_path: Path) -> None:
+    infer_validation(work.root, tmp_path / "masks", MAPS)
+    other = tmp_path / "other"
+    shutil.copytree(work.root, other)
+    before = Workspace(other).plan_file.read_bytes()
+    with pytest.raises(InputError, match="model work made these maps, not other; run `strokenet infer .*other --valid"):
+        fit_postprocessing(tmp_path / "masks", tmp_path / "raw" / "labelsTr", other)
+    assert Workspace(other).plan_file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name", ["raw/dataset.json", "work/plan.json", "work/splits.json", "masks/results.json", "grid.csv"]
+)
+def test_the_grid_is_never_written_over_what_is_read(work: Workspace, tmp_path: Path, name: str) -> None:
+    infer_validation(work.root, tmp_path / "masks", replace(MAPS, folds=("0",)))
+    write_json(tmp_path / "raw" / "dataset.json", {"labels": {"background": 0, "lesion": 1}})
+    files = [tmp_path / name, work.plan_file]
+    before = [file.read_bytes() if file.exists() else None for file in files]
+    with pytest.raises(InputError, match=re.escape(name)):
+        fit_postprocessing(tmp_path / "masks", tmp_path / "raw" / "labelsTr", work.root, out=tmp_path / name)
+    assert [file.read_bytes() if file.exists() else None for file in files] == before
 
 
 def test_a_damaged_map_is_one_line_and_the_plan_stays(work: Workspace, tmp_path: Path) -> None:
