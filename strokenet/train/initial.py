@@ -1,7 +1,10 @@
 """The first weights of a run that starts from another model (Meddahi 2024, V: pretraining, then fine-tuning).
 
 Comes in: a fresh network and the folder of a trained model, ours or an imported one. Goes out: the network with its
-weights, and where they come from. Nothing is taken in part: every parameter fits, or the run does not start.
+weights, and where they come from. Nothing is taken in part: every parameter fits, or the run does not start. And the
+weights alone are taken: the schedule begins at its own --lr and momentum at zero (VI.B: 500 epochs from 1e-5). Expert
+corrections (VII.C) are such a run on the corrected masks. Reinforcement learning from feedback, which VII.C proposes,
+is not built: where a mask says of every voxel what is right, a reward estimated from it would say less.
 """
 
 from __future__ import annotations
