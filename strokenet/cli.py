@@ -249,6 +249,14 @@ def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> Non
     show_default=True,
     help="Who changes the patches: our code on the device, the package on the CPU, nobody.",
 )
+@click.option(
+    "--modality-dropout",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    metavar="P",
+    help="Chance that a patch loses channels: one model for any of them.",
+)
 @click.option("--validate-every", type=click.IntRange(min=0), default=0, help="Whole volumes every N epochs, 0 never.")
 @click.option("--precision", type=_PRECISION, default="auto", show_default=True, help="Numbers of the network.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
@@ -324,6 +332,12 @@ def adapt(model: Path, target: Path, out: Path, pairs: tuple[str, ...], seed: in
     "--validation", is_flag=True, help="Instead of INPUT_DIR: MODEL's validation cases, each by its own fold."
 )
 @click.option("--native", is_flag=True, help="Prepared scans: also OUT/native/CASE.nii.gz, on the given grid.")
+@click.option(
+    "--agreement/--no-agreement",
+    default=True,
+    show_default=True,
+    help="With a model of --modality-dropout: each channel alone beside all of them.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @_main_options
 def infer(

@@ -166,8 +166,33 @@ def show_inference(results: Sequence[CaseResult], out: Path, *, as_json: bool) -
         for r in results
     ]
     show_table("Inference", ("case", "status", "seconds", "lesion ml", "lesions", "error"), rows)
+    _show_agreement(results)
     written = "masks and results.json" if any(r.status == "ok" for r in results) else "no mask; results.json"
     show(f"{written} in {out}")
+
+
+def _show_agreement(results: Sequence[CaseResult]) -> None:
+    """What each channel says alone, and where it is surer than all together."""
+    asked = {r.case: (r.channels, r.agreement) for r in results if r.agreement is not None}
+    rows = [
+        (case, name, f"{one.dice:.3f}", f"{one.lesion_volume_ml:.2f}", _confidence(one.confidence))
+        for case, (_, agreement) in asked.items()
+        for name, one in agreement.alone.items()
+    ]
+    columns = ("Dice with\nall channels", "lesion ml", "confidence")
+    if rows:
+        show_table("Each channel alone", ("case", "channel", *columns), rows, numbers=columns)
+    for case, (channels, agreement) in asked.items():
+        for name in agreement.surer_alone:
+            others, alone = " and ".join(c for c in channels if c != name), agreement.alone[name]
+            show(
+                f"look at {case}: {others} beside {name} lowers the confidence, "
+                f"{_confidence(alone.confidence)} -> {_confidence(agreement.confidence)}"
+            )
+
+
+def _confidence(value: float | None) -> str:
+    return "no lesion" if value is None else f"{value:.3f}"
 
 
 def show_scores(evaluation: Evaluation, *, as_json: bool) -> None:

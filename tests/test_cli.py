@@ -318,3 +318,20 @@ def test_a_second_signal_does_not_stop_the_cleaning_up(
     monkeypatch.setattr("strokenet.nnunet.importing.import_nnunet", ended)
     assert run("import-nnunet", tmp_path, "-o", tmp_path / "model")[0] == 128 + signal.Signals[first]
     assert cleaned == [True]
+
+
+def test_infer_shows_each_channel_alone_unless_told_not_to(run: Run, tmp_path: Path) -> None:
+    write_model(tmp_path / "model", dropout=0.5)
+    write_case(tmp_path / "scans", "a")
+    code, shown, _ = run("infer", tmp_path / "model", tmp_path / "scans", "-o", tmp_path / "out")
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["cases"]
+    assert code == 0
+    assert "Each channel alone" in shown
+    for name, alone in row["agreement"]["alone"].items():
+        assert f"{alone['confidence']:.3f}" in shown
+        assert (f"beside {name} lowers the confidence" in shown) == (name in row["agreement"]["surer_alone"])
+    t1 = ("--t1", tmp_path / "scans" / "a_0000.nii.gz")
+    for scans in ((tmp_path / "scans", "--no-agreement"), t1):
+        code, shown, _ = run("infer", tmp_path / "model", *scans, "-o", tmp_path / "out")
+        assert code == 0
+        assert "Each channel alone" not in shown

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,14 @@ def case_from_images(
         geometry=first.geometry,
         header=first.header,
     )
+
+
+def with_channels(case: Case, channels: Sequence[str]) -> Case:
+    """The case in these channels and this order; one that it lacks is an array of zeros."""
+    image = np.zeros((len(channels), *case.geometry.shape), np.float32)
+    for name, array in zip(case.channels, case.image, strict=True):
+        image[list(channels).index(name)] = array
+    return replace(case, channels=tuple(channels), image=image)
 
 
 def _one_after_another(case_id: str, channels: Mapping[str, Path]) -> tuple[NDArray[np.float32], Geometry, Header]:

@@ -29,6 +29,7 @@ _log = logging.getLogger("strokenet")
 class CaseFiles:
     """The files of one case. images: in channel order. label: None where there is none.
 
+    channels: names of the images, where a case to segment lacks some of the model's; empty where all are there.
     problem: why the case cannot be read, in one line; None where nothing is known against it.
     """
 
@@ -36,6 +37,7 @@ class CaseFiles:
     images: tuple[Path, ...]
     label: Path | None
     problem: str | None = None
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,10 +84,11 @@ def read_dataset(root: Path) -> Dataset:
     )
 
 
-def input_cases(folder: Path, channels: Sequence[str]) -> tuple[CaseFiles, ...]:
+def input_cases(folder: Path, channels: Sequence[str], *, subsets: bool = False) -> tuple[CaseFiles, ...]:
     """The cases of a folder of scans CASE_0000.nii.gz, CASE_0001.nii.gz ... (or .nii), without labels.
 
     A case that lacks a channel or has one too many carries that as its problem; the others can still be segmented.
+    subsets: any of the channels will do (a model trained with modality dropout).
 
     Raises:
         InputError: no scan is there, no case has the channels, or two files make one case's channel.
@@ -98,7 +101,7 @@ def input_cases(folder: Path, channels: Sequence[str]) -> tuple[CaseFiles, ...]:
         raise InputError(f"{folder}: is a raw dataset and holds no scans itself; give {below}")
     if not found:
         raise InputError(_nothing_found(folder, "CASE_0000.nii.gz"))
-    cases = tuple(_input_case(folder, case_id, found[case_id], channels) for case_id in sorted(found))
+    cases = tuple(_input_case(folder, case_id, found[case_id], channels, subsets) for case_id in sorted(found))
     if all(case.problem for case in cases):
         raise InputError(f"{cases[0].problem}; no case of the folder has the channels {', '.join(channels)}")
     return cases
@@ -236,22 +239,31 @@ def _images(folder: Path, endings: tuple[str, ...]) -> dict[str, dict[int, Path]
     return found
 
 
-def _input_case(folder: Path, case_id: str, images: Mapping[int, Path], channels: Sequence[str]) -> CaseFiles:
+def _input_case(
+    folder: Path, case_id: str, images: Mapping[int, Path], channels: Sequence[str], subsets: bool
+) -> CaseFiles:
+    given = tuple(name for n, name in enumerate(channels) if n in images)
     problem = None
     try:
-        _in_order(folder, case_id, images, channels)
+        _in_order(folder, case_id, images, channels, subsets=subsets and bool(given))
     except InputError as error:
         problem = str(error)
     return CaseFiles(
-        case_id=case_id, images=tuple(images[channel] for channel in sorted(images)), label=None, problem=problem
+        case_id=case_id,
+        images=tuple(images[channel] for channel in sorted(images)),
+        label=None,
+        problem=problem,
+        channels=given if problem is None and len(given) < len(channels) else (),
     )
 
 
-def _in_order(folder: Path, case_id: str, images: Mapping[int, Path], channels: Sequence[str]) -> tuple[Path, ...]:
+def _in_order(
+    folder: Path, case_id: str, images: Mapping[int, Path], channels: Sequence[str], *, subsets: bool = False
+) -> tuple[Path, ...]:
     present = min(images.values()).name
     ending = next(e for e in ENDINGS if present.endswith(e))
     missing = [f"{name} ({case_id}_{n:04d}{ending})" for n, name in enumerate(channels) if n not in images]
-    if missing:
+    if missing and not subsets:
         raise InputError(f"{folder}: case {case_id} lacks {', '.join(missing)}; add it or leave the case out")
     spare = [images[n].name for n in sorted(images) if n >= len(channels)]
     if spare:
@@ -259,7 +271,7 @@ def _in_order(folder: Path, case_id: str, images: Mapping[int, Path], channels: 
             f"{folder}: case {case_id} has {', '.join(spare)} beyond its {len(channels)} channels "
             f"({', '.join(channels)}); remove it"
         )
-    return tuple(images[n] for n in range(len(channels)))
+    return tuple(images[n] for n in range(len(channels)) if n in images)
 
 
 def _nothing_found(folder: Path, pattern: str) -> str:

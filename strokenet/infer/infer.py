@@ -2,7 +2,8 @@
 
 Comes in: a model folder and scans. Goes out: OUT/CASE.nii.gz on each scan's own grid, and results.json. One process: a
 thread reads the next case while this one is computed, another writes the last. A case that fails is reported, the
-others go on. Without files, from Python: predict.py.
+others go on. A model trained with modality dropout takes cases that lack channels. Without files, from Python:
+predict.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from strokenet.data.dataset import CaseFiles, input_cases
 from strokenet.data.errors import InputError
 from strokenet.data.files import write_json
 from strokenet.data.track import Track, silent
+from strokenet.infer.agreement import Agreement, agreement_of
 from strokenet.infer.outputs import (
     MASK,
     RESULTS,
@@ -39,7 +41,7 @@ from strokenet.infer.outputs import (
     write_outputs,
 )
 from strokenet.infer.predict import InferConfig, in_channel_order, mask_rule, mirror_axes, predict
-from strokenet.model.checkpoint import Model, load_model
+from strokenet.model.checkpoint import Model, load_model, trained_dropout
 from strokenet.model.device import choose_device
 from strokenet.prepare.record import to_native
 from strokenet.workspace import Workspace
@@ -55,6 +57,7 @@ class CaseResult:
     """One row of results.json. error: one line, or None. lesion: all foreground labels together.
 
     folds: whose networks made the mask; () where none did.
+    channels: those that were used. agreement: None where it was not asked (agreement.py:agreement_of).
     """
 
     case: str
@@ -65,6 +68,7 @@ class CaseResult:
     lesion_count: int | None
     channels: tuple[str, ...]
     folds: tuple[str, ...] = ()
+    agreement: Agreement | None = None
 
 
 def infer(
@@ -113,7 +117,8 @@ def infer_folder(
     plan = Workspace(model_root).read_plan()
     if out.resolve() == folder.resolve():
         raise InputError(f"{out}: holds the scans; give another folder for the masks with -o")
-    return infer(model_root, input_cases(folder, plan.channels), out, config, track)
+    subsets = trained_dropout(model_root, config.folds) > 0
+    return infer(model_root, input_cases(folder, plan.channels, subsets=subsets), out, config, track)
 
 
 def infer_one(
@@ -129,10 +134,13 @@ def infer_one(
     Raises:
         InputError: a channel of the model is missing, or one is given that it does not have.
     """
-    images = in_channel_order(files, Workspace(model_root).read_plan())
+    plan, subsets = Workspace(model_root).read_plan(), trained_dropout(model_root, config.folds) > 0
+    images = in_channel_order(files, plan, subsets=subsets)
+    channels = tuple(images) if len(images) < len(plan.channels) else ()
     first = next(iter(images.values()))
     name = case_id or _CHANNEL.sub("", first.name.removesuffix(".gz").removesuffix(".nii"))
-    return infer(model_root, (CaseFiles(case_id=name, images=tuple(images.values()), label=None),), out, config, track)
+    one = CaseFiles(case_id=name, images=tuple(images.values()), label=None, channels=channels)
+    return infer(model_root, (one,), out, config, track)
 
 
 def _earlier(out: Path, inputs: Sequence[CaseFiles], model: Model) -> list[dict[str, Any]]:
@@ -197,8 +205,9 @@ def _one(
         record = prepared_record(files) if config.native else None
         prediction = predict(model, case, config, track)
         native = None if record is None else to_native(prediction.mask, record)
+        agreement = agreement_of(model, case, prediction, config, track)
     except Exception as error:  # whatever it is, the other cases go on; -v shows the traceback
-        return _undone(files.case_id, model.plan, _failure(files.case_id, error), time.monotonic() - began), None
+        return _undone(files, model.plan, _failure(files.case_id, error), time.monotonic() - began), None
     lesion = prediction.mask > 0
     result = CaseResult(
         case=case.case_id,
@@ -207,8 +216,9 @@ def _one(
         seconds=time.monotonic() - began,
         lesion_volume_ml=float(np.count_nonzero(lesion)) * case.geometry.voxel_volume_mm3 / 1000,
         lesion_count=len(label_components(lesion)[1]) - 1,
-        channels=model.plan.channels,
+        channels=case.channels,
         folds=model.folds,
+        agreement=agreement,
     )
     maps = prediction.probability if config.probabilities else None
     return result, writer.submit(write_outputs, out, case, prediction.mask, maps, model.plan, native)
@@ -221,22 +231,33 @@ def _written(result: CaseResult, write: Future[None], out: Path, plan: Plan) -> 
     except Exception as error:
         with suppress(OSError):
             remove_outputs(out, result.case, plan)
-        return _undone(result.case, plan, _failure(result.case, error), result.seconds)
+        return replace(
+            result,
+            status="failed",
+            error=_failure(result.case, error),
+            lesion_volume_ml=None,
+            lesion_count=None,
+            agreement=None,
+        )
     return result
 
 
 def _undone(
-    case_id: str, plan: Plan, error: str, seconds: float = 0.0, status: Literal["failed", "skipped"] = "failed"
+    files: CaseFiles, plan: Plan, error: str, seconds: float = 0.0, status: Literal["failed", "skipped"] = "failed"
 ) -> CaseResult:
     return CaseResult(
-        case=case_id,
+        case=files.case_id,
         status=status,
         error=error,
         seconds=seconds,
         lesion_volume_ml=None,
         lesion_count=None,
-        channels=plan.channels,
+        channels=_channels(files, plan),
     )
+
+
+def _channels(files: CaseFiles, plan: Plan) -> tuple[str, ...]:
+    return files.channels or plan.channels
 
 
 def _failure(case_id: str, error: Exception) -> str:
@@ -249,14 +270,14 @@ def _failure(case_id: str, error: Exception) -> str:
 def _read(files: CaseFiles, plan: Plan) -> Case:
     if files.problem is not None:
         raise InputError(files.problem)
-    return read_case(files.case_id, dict(zip(plan.channels, files.images, strict=True)))
+    return read_case(files.case_id, dict(zip(_channels(files, plan), files.images, strict=True)))
 
 
 def _write_results(out: Path, model: Model, inputs: Sequence[CaseFiles], rows: Sequence[Mapping[str, Any]]) -> None:
     """results.json; cases without a row yet are "skipped"."""
     done = {row["case"] for row in rows}
-    left = [files.case_id for files in inputs if files.case_id not in done]
-    skipped = [asdict(_undone(c, model.plan, "not reached, the run was ended", status="skipped")) for c in left]
+    left = [files for files in inputs if files.case_id not in done]
+    skipped = [asdict(_undone(f, model.plan, "not reached, the run was ended", status="skipped")) for f in left]
     content: Mapping[str, object] = {
         "cases": [*rows, *skipped],
         "model": model.root.resolve().name,

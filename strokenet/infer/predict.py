@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from planner.plan import Plan, PostprocessRule, Semantics
-from strokenet.data.case import Case, case_from_images
+from strokenet.data.case import Case, case_from_images, with_channels
 from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
 from strokenet.infer.memory import peak_memory_bytes
@@ -31,6 +31,7 @@ from strokenet.infer.sliding_window import WindowRules, predict_logits
 from strokenet.model.checkpoint import Model
 from strokenet.model.device import Precision, choose_dtype
 from strokenet.preprocess.memory import available_bytes
+from strokenet.preprocess.normalise import blank_channels
 from strokenet.preprocess.preprocess import Origin, preprocess
 
 Image = TypeVar("Image")
@@ -45,8 +46,9 @@ class InferConfig:
     tta: mirrored copies averaged: none, the plan's axes, or full (all three; refused where training did not mirror
     along all). threshold, min_volume_mm3: replace the plan's rule. postprocess: False takes the most probable label
     and removes nothing. probabilities, native: also write OUT/probabilities/CASE.nii.gz, OUT/native/CASE.nii.gz.
-    folds, device: of `infer`; a Model in memory has them already. semantics: "exact" repeats nnU-Net's rounding,
-    "improved" sums in float32.
+    agreement: of `infer`: each channel alone beside all of them, where the model knows subsets (agreement.py); costs an
+    inference a channel. folds, device: of `infer`, too; a Model in memory has them already. semantics: "exact" repeats
+    nnU-Net's rounding, "improved" sums in float32.
     """
 
     tta: Mirroring = "plan"
@@ -57,6 +59,7 @@ class InferConfig:
     postprocess: bool = True
     probabilities: bool = False
     native: bool = False
+    agreement: bool = True
     semantics: Semantics | None = None
     device: str = "auto"
 
@@ -93,16 +96,20 @@ def predict_images(
 
     Args:
         images: channel name -> path, nibabel image, or (array (i, j, k), affine (4, 4)) in nibabel's axis order.
-            Names are compared without regard to case, their order does not matter.
+            Names are compared without regard to case, their order does not matter. Some of the channels are enough
+            for a model trained with modality dropout.
 
     Raises:
         InputError: a channel is missing or unknown, or an image cannot be used.
     """
-    return predict(model, case_from_images(case_id, in_channel_order(images, model.plan)), config, track)
+    given = in_channel_order(images, model.plan, subsets=model.modality_dropout > 0)
+    return predict(model, case_from_images(case_id, given), config, track)
 
 
 def predict(model: Model, case: Case, config: InferConfig, track: Track = silent) -> Prediction:
     """Mask and probability of one case, on its own grid. The stations by name, in order.
+
+    Of a model trained with modality dropout the case may lack channels.
 
     Raises:
         InputError: the case does not fit the plan, or the network's answer is not finite.
@@ -110,7 +117,7 @@ def predict(model: Model, case: Case, config: InferConfig, track: Track = silent
     plan, device = model.plan, model.networks[0].decoder.seg_layers[-1].weight.device
     assert isinstance(device, torch.device)
     _announce_memory(case, plan)
-    prepared = preprocess(case, plan)
+    prepared = preprocess(completed(case, model), plan)
     rules = window_rules(plan, config)
     answer = predict_logits(
         model.networks,
@@ -133,8 +140,29 @@ def predict(model: Model, case: Case, config: InferConfig, track: Track = silent
     )
 
 
+def completed(case: Case, model: Model) -> Case:
+    """The case with zeros for the channels it lacks, where the model was trained to do without (train/dropout.py).
+
+    Zeros do not move the crop to the non-zero voxels, and are 0 after normalisation: what training put there, too.
+
+    Raises:
+        InputError: a channel is absent whose normalisation does not leave zeros at 0.
+    """
+    plan = model.plan
+    absent = [name for name in plan.channels if name not in case.channels]
+    if not (absent and model.modality_dropout and case.channels and set(case.channels) < set(plan.channels)):
+        return case  # preprocess compares the channels
+    needed = [name for name in absent if name not in blank_channels(plan)]
+    if needed:
+        raise InputError(
+            f"{case.case_id}: lacks {', '.join(needed)}, which this model cannot do without: zeros are not 0 after its "
+            "normalisation; give it"
+        )
+    return with_channels(case, plan.channels)
+
+
 def _field(case: Case, rule: PostprocessRule, origin: Origin) -> NDArray[np.bool_] | None:
-    """The common field of view on the crop, where the rule asks for it. (*box) bool."""
+    """The common field of view of the given channels on the crop, where the rule asks for it. (*box) bool."""
     if not rule.common_field:
         return None
     return np.asarray(origin.turn.apply(common_field(case.image))[origin.box.slices], dtype=bool)
@@ -180,8 +208,10 @@ def mask_rule(plan: Plan, config: InferConfig) -> PostprocessRule:
     return replace(rule, min_volume_mm3=config.min_volume_mm3) if config.min_volume_mm3 is not None else rule
 
 
-def in_channel_order(images: Mapping[str, Image], plan: Plan) -> dict[str, Image]:
+def in_channel_order(images: Mapping[str, Image], plan: Plan, *, subsets: bool = False) -> dict[str, Image]:
     """The images under the plan's names and in its order; names are compared without regard to case.
+
+    subsets: some of the channels will do (a model trained with modality dropout).
 
     Raises:
         InputError: a channel of the model is missing, given twice, or one is given that it does not have.
@@ -189,12 +219,13 @@ def in_channel_order(images: Mapping[str, Image], plan: Plan) -> dict[str, Image
     given = {name.casefold(): image for name, image in images.items()}
     missing = [name for name in plan.channels if name.casefold() not in given]
     unknown = [name for name in images if name.casefold() not in {channel.casefold() for channel in plan.channels}]
-    if missing or unknown or len(given) < len(images):
+    if (missing and not (subsets and given)) or unknown or len(given) < len(images):
+        how = "one or more of them" if subsets else "each once"
         raise InputError(
-            f"the model reads {', '.join(plan.channels)}, each once; given: {', '.join(images) or 'none'}; "
+            f"the model reads {', '.join(plan.channels)}, {how}; given: {', '.join(images) or 'none'}; "
             f"missing: {', '.join(missing) or 'none'}, unknown: {', '.join(unknown) or 'none'}"
         )
-    return {name: given[name.casefold()] for name in plan.channels}
+    return {name: given[name.casefold()] for name in plan.channels if name.casefold() in given}
 
 
 def _announce_memory(case: Case, plan: Plan) -> None:

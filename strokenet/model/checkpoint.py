@@ -7,6 +7,7 @@ Nothing here reads a pickle.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,22 @@ from strokenet.workspace import Workspace
 
 NOTE = "strokenet"  # key of the note in a file's metadata
 MAX_HEADER_BYTES = 4 * 2**20
+DROPOUT = "modality_dropout"  # in the note: the probability with which training took channels away
 DTYPES = ("F32", "F16", "BF16")  # of the weights that are read
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A plan and one network a fold, in evaluation mode on one device."""
+    """A plan and one network a fold, in evaluation mode on one device.
+
+    modality_dropout: probability with which training took channels away; above 0 the networks know any subset of them.
+    """
 
     root: Path
     plan: Plan
     folds: tuple[str, ...]
     networks: tuple[UNet, ...]
+    modality_dropout: float = 0.0
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], *, note: Mapping[str, str]) -> None:
@@ -76,12 +82,24 @@ def load_model(root: Path, *, folds: Sequence[str] | None = None, device: torch.
         raise InputError(f"{root}: no such model folder")
     plan = workspace.read_plan()
     chosen = _chosen_folds(workspace, folds)
+    dropout = _agreed_dropout(workspace, chosen)
     networks = []
     for fold in chosen:
         file = workspace.fold(fold).weights
         assert file is not None
         networks.append(network_with(plan, load_weights(file, plan)).to(device or torch.device("cpu")).eval())
-    return Model(root=root, plan=plan, folds=chosen, networks=tuple(networks))
+    return Model(root=root, plan=plan, folds=chosen, networks=tuple(networks), modality_dropout=dropout)
+
+
+def trained_dropout(root: Path, folds: Sequence[str] | None = None) -> float:
+    """Model.modality_dropout of a model folder, from the headers of its weights alone; folds as in load_model.
+
+    Raises:
+        InputError: no trained fold, a note that is none of ours, or folds that were trained with different dropout.
+    """
+    workspace = Workspace(root)
+    workspace.read_plan()  # what is no model is refused in its words
+    return _agreed_dropout(workspace, _chosen_folds(workspace, folds))
 
 
 def network_with(plan: Plan, weights: Mapping[str, Tensor]) -> UNet:
@@ -111,6 +129,31 @@ def _chosen_folds(workspace: Workspace, folds: Sequence[str] | None) -> tuple[st
             f"{', '.join(trained)}"
         )
     return tuple(dict.fromkeys(folds))  # a fold named twice counts once
+
+
+def _agreed_dropout(workspace: Workspace, folds: Sequence[str]) -> float:
+    found = {fold: _dropout_of(file) for fold in folds if (file := workspace.fold(fold).weights)}
+    if len(set(found.values())) > 1:
+        each = ", ".join(f"{p:g} (fold {fold})" for fold, p in found.items())
+        raise InputError(
+            f"{workspace.root}: its folds were trained with modality dropout {each}; choose folds of one kind by "
+            "--folds, or train the others again"
+        )
+    return next(iter(found.values()))
+
+
+def _dropout_of(path: Path) -> float:
+    """The note's probability; 0 where there is no note of ours, as in files that other programs wrote."""
+    metadata = _read_header(path).get("__metadata__")
+    text = metadata.get(NOTE) if isinstance(metadata, dict) else None
+    try:
+        note = json.loads(text) if isinstance(text, str) else {}
+        p = float(note.get(DROPOUT, 0)) if isinstance(note, dict) else 0.0
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        p = math.nan
+    if not 0 <= p <= 1:
+        raise InputError(f"{path}: the note in its header is damaged ({text!s:.80}); copy the model again")
+    return p
 
 
 def _check_header(path: Path, plan: Plan) -> None:

@@ -44,6 +44,17 @@ def normalise(image: NDArray[np.float32], inside: NDArray[np.bool_], plan: Plan)
     return normalised
 
 
+def blank_channels(plan: Plan) -> tuple[str, ...]:
+    """The channels whose scan may be absent: an array of zeros in its place is 0 everywhere after normalisation.
+
+    True of zscore (mean 0, and 0 / 1e-8), none, rescale_to_0_1 and rgb_to_0_1; not of ct, which subtracts the
+    dataset's mean (unless 0 is that mean). One voxel shows it: of constants no scheme looks at the number of voxels.
+    """
+    zeros = np.zeros((len(plan.channels), 1, 1, 1), np.float32)
+    done = normalise(zeros, np.ones((1, 1, 1), dtype=bool), plan)
+    return tuple(name for name, voxel in zip(plan.channels, done.reshape(-1), strict=True) if voxel == 0)
+
+
 def _normalise_channel(
     x: NDArray[np.float32], mask: NDArray[np.bool_], scheme: Normalisation, stats: IntensityStats | None, name: str
 ) -> NDArray[np.float32]:

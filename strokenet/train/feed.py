@@ -1,9 +1,9 @@
 """The feed: from preprocessed cases to augmented batches on the training device.
 
-Threads prepare the next batches whole while the network computes: cut, copy to the device, augment. Augmentation runs
-in torch on the device ("device"), in CPU worker processes with the batchgenerators package ("batchgenerators", the
-published reference), or not at all ("none"). The loop only takes what is ready, so that the time it waits here is the
-time in which the network had nothing to do.
+Threads prepare the next batches whole while the network computes: cut, copy to the device, augment, drop channels.
+Augmentation runs in torch on the device ("device"), in CPU worker processes with the batchgenerators package
+("batchgenerators", the published reference), or not at all ("none"); modality dropout follows any of them. The loop
+only takes what is ready, so that the time it waits here is the time in which the network had nothing to do.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from strokenet.data.errors import InputError
 from strokenet.preprocess.jobs import worker_count
 from strokenet.preprocess.store import StoredCase
 from strokenet.train.augment import augment, draw
-from strokenet.train.patches import Phase, RawBatch, draw_batch, sample_rng
+from strokenet.train.dropout import drop_channels
+from strokenet.train.patches import Phase, RawBatch, Stream, draw_batch, sample_rng
 from strokenet.train.published import augment_published
 from strokenet.train.spatial import initial_patch
 
@@ -70,10 +71,11 @@ class Feed:
         seed: int,
         augmentation: Augmentation,
         device: torch.device,
+        modality_dropout: float = 0.0,
     ):
         self._plan, self._batch_size, self._seed, self._device = plan, batch_size, seed, device
         self._cases: dict[Phase, Sequence[StoredCase]] = {"train": train, "val": val}
-        self._augmentation = augmentation
+        self._augmentation, self._modality_dropout = augmentation, modality_dropout
         self._stream = (
             torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         )
@@ -116,7 +118,7 @@ class Feed:
 
     def _batch(self, phase: Phase, epoch: int, step: int) -> Batch:
         """One batch, on a thread: every sample from its own Generator, used for the cut first and then to augment."""
-        rngs = [sample_rng(self._seed, phase, epoch, step, index) for index in range(self._batch_size)]
+        rngs = self._rngs(phase, epoch, step)
         how = self._augmentation if phase == "train" else "none"
         final = self._plan.patch
         raw = draw_batch(
@@ -131,8 +133,13 @@ class Feed:
             image, label = (tensor.to(self._device, non_blocking=True) for tensor in (image, label))
             if how == "device":
                 image, label = self._on_device(image, label, rngs)
+            if phase == "train" and self._modality_dropout:
+                drop_channels(image, self._rngs("dropout", epoch, step), self._modality_dropout)
             label = label.long().clamp_min(0)
         return Batch(image=image, label=label, cases=raw.cases)
+
+    def _rngs(self, stream: Stream, epoch: int, step: int) -> list[np.random.Generator]:
+        return [sample_rng(self._seed, stream, epoch, step, index) for index in range(self._batch_size)]
 
     def _on_device(self, image: Tensor, label: Tensor, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
         plan = self._plan

@@ -23,6 +23,8 @@ OVERSAMPLING = 0.33
 OUTSIDE_LABEL = -1  # beyond the image, and outside the brain: becomes background after augmentation
 
 Phase = Literal["train", "val"]
+Stream = Literal["train", "val", "dropout"]
+_STREAMS: dict[Stream, int] = {"train": 0, "val": 1, "dropout": 2}  # part of every seed: never to be renumbered
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,9 +39,12 @@ class RawBatch:
     cases: tuple[str, ...]
 
 
-def sample_rng(seed: int, phase: Phase, epoch: int, step: int, index: int) -> np.random.Generator:
-    """The Generator of one sample: position in the batch `index` of step `step` of epoch `epoch`."""
-    key = (0 if phase == "train" else 1, epoch, step, index)
+def sample_rng(seed: int, stream: Stream, epoch: int, step: int, index: int) -> np.random.Generator:
+    """The Generator of one sample: position in the batch `index` of step `step` of epoch `epoch`.
+
+    stream: the phase, of which it is cut and augmented; "dropout" draws a training sample's channels, beside that.
+    """
+    key = (_STREAMS[stream], epoch, step, index)
     return np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=key))
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from strokenet.data.errors import InputError
 from strokenet.data.files import write_bytes
-from strokenet.model.checkpoint import save_weights
+from strokenet.model.checkpoint import DROPOUT, save_weights
 from strokenet.train.curve import draw_curve
 from strokenet.train.run import Run
 from strokenet.train.state import State, save_state
@@ -70,7 +70,8 @@ def _write_all(run: Run) -> None:
     _write_log(run)
     if not (run.history or run.progress.step):
         return
-    note = {"epoch": str(run.progress.epoch), "init": run.settings["init"], "heads": run.settings["heads"]}
+    kept = {name: run.settings[name] for name in ("init", "heads", DROPOUT)}
+    note = {"epoch": str(run.progress.epoch), **kept}
     weights = run.network.state_dict()
     save_weights(run.folder.last, weights, note=note)
     if run.progress.step == 0 and _is_best(run.history):

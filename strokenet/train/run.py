@@ -19,6 +19,7 @@ from strokenet.data.errors import InputError
 from strokenet.model.device import Precision, choose_device, choose_dtype
 from strokenet.model.network import UNet, build_network
 from strokenet.preprocess.store import Store, StoredCase
+from strokenet.train.dropout import check_dropout
 from strokenet.train.feed import Augmentation
 from strokenet.train.initial import InitHeads, initialise
 from strokenet.train.state import Progress, State, has_state, load_state, remove_leftovers
@@ -29,6 +30,7 @@ _log = logging.getLogger("strokenet")
 MOMENTUM = 0.99
 WEIGHT_DECAY = 3e-5
 _OPTIONS = {"iterations": "--iters-per-epoch", "val_iterations": "--val-iters"}  # not the setting's own name
+_BEFORE = {"modality_dropout": "0.0"}  # settings that states of earlier versions do not name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class TrainConfig:
     fold: "0" .. "4" or "all". epochs: length of the schedule. stop_epoch: stop there, the schedule stays (the paper
     stops 3,000 epochs at 2,500). batch_size: None takes the plan's. init: a model folder whose weights to start from;
     init_heads: keep its heads where the label sets agree, or start with new ones (nnU-Net's rule).
+    modality_dropout: chance that a training patch loses some of its channels (dropout.py): one model for any of them.
     validate_every: whole validation volumes every so many epochs, 0 never. max_time_minutes: None for no limit.
     """
 
@@ -51,6 +54,7 @@ class TrainConfig:
     init: Path | None = None
     init_heads: InitHeads = "keep"
     augment: Augmentation = "device"
+    modality_dropout: float = 0.0
     validate_every: int = 0
     precision: Precision = "auto"
     device: str = "auto"
@@ -70,6 +74,8 @@ class TrainConfig:
                 raise InputError(f"{name} is {value}; allowed: 0 or more")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"lr is {self.lr}; a positive number is needed")
+        if not 0 <= self.modality_dropout <= 1:  # not: NaN too
+            raise InputError(f"modality_dropout is {self.modality_dropout}; allowed: 0 to 1")
         for name, kind in (("init_heads", InitHeads), ("augment", Augmentation), ("precision", Precision)):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(get_args(kind))}")
@@ -142,8 +148,9 @@ def start_run(workspace: Workspace, plan: Plan, config: TrainConfig, cases: Fold
 
     Raises:
         InputError: a run is there and --resume was not asked for, its settings were others, its states are damaged,
-            or --init names no model that fits.
+            --init names no model that fits, or the plan's channels cannot be dropped.
     """
+    check_dropout(plan, config.modality_dropout)
     folder = workspace.fold(config.fold)
     device = choose_device(config.device)
     dtype = choose_dtype(config.precision, device)
@@ -193,7 +200,7 @@ def _settings(plan: Plan, config: TrainConfig, cases: FoldCases) -> dict[str, st
     The place and the length of the computation may change: device, precision, --stop-epoch, --max-time. So may the
     plan's postprocess, which no step reads: `evaluate --fit-postprocessing` writes it when a fold is trained.
     """
-    names = ("epochs", "iterations", "val_iterations", "batch_size", "lr", "augment", "seed")
+    names = ("epochs", "iterations", "val_iterations", "batch_size", "lr", "augment", "modality_dropout", "seed")
     sides = [[case.case_id for case in side] for side in (cases.train, cases.val)]
     return {
         "plan": _digest({name: value for name, value in plans.to_json(plan).items() if name != "postprocess"}),
@@ -211,9 +218,8 @@ def _restore(run: Run, state: State) -> None:
     now = dict(run.settings)
     if run.config.init is not None:  # not given again: nothing to compare, the weights come from the state
         now |= {"init": _name(run.config.init), "init_heads": run.config.init_heads}
-    changed = [
-        _change(name, state.settings.get(name), now[name]) for name in now if now[name] != state.settings.get(name)
-    ]
+    before = _BEFORE | state.settings
+    changed = [_change(name, before.get(name), now[name]) for name in now if now[name] != before.get(name)]
     if changed:
         raise InputError(
             f"{where}: cannot resume with other settings: {', '.join(changed)}; repeat the options, plan and cases of "
@@ -227,7 +233,7 @@ def _restore(run: Run, state: State) -> None:
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         line = " ".join(str(error).split())[:200]
         raise InputError(f"{where}: the state does not fit the plan ({line}); remove the folder") from None
-    run.progress, run.history, run.settings = state.progress, state.history, state.settings
+    run.progress, run.history, run.settings = state.progress, state.history, before
     if run.progress.epoch >= min(run.config.epochs, run.config.stop_epoch or run.config.epochs):
         _log.info("%s: is finished after %d epochs, nothing to do", where, run.progress.epoch)
     else:

@@ -83,6 +83,7 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent) -> T
         seed=config.seed,
         augmentation=config.augment,
         device=run.device,
+        modality_dropout=config.modality_dropout,
     )
     with _arithmetic(config.deterministic), _listening(stop), feed:
         left = range(run.progress.epoch, last)

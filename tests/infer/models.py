@@ -49,15 +49,15 @@ def known_model(plan: Plan) -> Model:
     return Model(root=Path("known"), plan=plan, folds=("0",), networks=(KnownNetwork(),))  # type: ignore[arg-type]
 
 
-def write_model(root: Path, plan: Plan | None = None, folds: Sequence[str] = ("0",)) -> Plan:
-    """A model folder with random weights, one draw a fold."""
+def write_model(root: Path, plan: Plan | None = None, folds: Sequence[str] = ("0",), dropout: float = 0.0) -> Plan:
+    """A model folder with random weights, one draw a fold, noted as trained with this modality dropout."""
     plan = plan or tiny_plan()
     workspace = Workspace(root)
     workspace.write_plan(plan)
     for seed, fold in enumerate(folds):
         torch.manual_seed(seed)
         weights = build_network(plan).state_dict()
-        save_weights(workspace.fold(fold).last, weights, note={"epoch": "1"})
+        save_weights(workspace.fold(fold).last, weights, note={"epoch": "1", "modality_dropout": str(dropout)})
     return plan
 
 

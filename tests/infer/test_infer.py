@@ -83,7 +83,7 @@ def test_results_json_holds_what_design_promises(model: Path, scans: Path, tmp_p
     assert content["model"] == "model"
     assert content["folds"] == ["0"]
     assert set(content["cases"][0]) == {
-        *("case", "status", "error", "seconds", "lesion_volume_ml", "lesion_count", "channels", "folds")
+        *("case", "status", "error", "seconds", "lesion_volume_ml", "lesion_count", "channels", "folds", "agreement")
     }
     bad, good = content["cases"][:2]
     assert (bad["lesion_volume_ml"], bad["lesion_count"]) == (None, None)

@@ -228,7 +228,8 @@ def test_what_a_run_started_from_is_recorded(workspace: Workspace, source: Works
     assert state is not None
     assert (state.settings["init"], state.settings["heads"]) == ("source-model", "kept")
     with safe_open(workspace.fold("0").last, "pt") as file:
-        assert json.loads(file.metadata()["strokenet"]) == {"epoch": "1", "init": "source-model", "heads": "kept"}
+        note = json.loads(file.metadata()["strokenet"])
+    assert note == {"epoch": "1", "init": "source-model", "heads": "kept", "modality_dropout": "0.0"}
     with pytest.raises(InputError, match="--init-heads was keep, is new"):
         train(workspace, short(epochs=2, resume=True, init=source.root, init_heads="new"))
     with pytest.raises(InputError, match="--init was source-model, is work"):

@@ -1,0 +1,182 @@
+"""One model for T1, FLAIR or both, beside a model of its own for each, on drawn heads (Meddahi 2024, VII.A).
+
+    python -m tests.train.modalities [--train 20] [--test 8] [--steps 500] [--p 0.5] [--seed 0] [--out DIR]
+
+Four models learn the same cohort for the same number of steps: one with modality dropout on T1 + FLAIR, and one
+without on T1, on FLAIR, on both. Printed: Dice of each subset of the held-out cases, beside its own model's (goal:
+within 0.03); then, with the held-out scans as drawn, with a degraded T1 and with a degraded FLAIR, Dice of each subset
+by the model with dropout and the share of cases in which `infer` would flag a channel as surer alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from strokenet.data.case import Case, read_case
+from strokenet.data.dataset import CaseFiles
+from strokenet.data.files import write_json
+from strokenet.demo import GPU_MEMORY_GB, narrower
+from strokenet.evaluate.metrics import dice
+from strokenet.infer.agreement import compare
+from strokenet.infer.predict import InferConfig, Prediction, predict
+from strokenet.model.checkpoint import Model, load_model
+from strokenet.preprocess.planning import PlanConfig, plan_workspace, preprocess_workspace
+from strokenet.synth.cohort import ENDING, LABELS, CohortConfig, draw_cohort
+from strokenet.train.run import TrainConfig
+from strokenet.train.train import train
+
+GOAL = 0.03
+ITERATIONS = 20  # steps an epoch, as in the demo
+NOISE, BLUR_MM = 1.0, 2.0  # of a degraded scan: deviation of the noise over the brain's, and sigma
+CHANNELS = ("T1", "FLAIR")
+SUBSETS = (("T1",), ("FLAIR",), ("T1", "FLAIR"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """One held-out case by one model: the prediction of every subset it was asked for, and its Dice."""
+
+    predictions: dict[tuple[str, ...], Prediction]
+    dice: dict[tuple[str, ...], float]
+    voxel_volume_mm3: float
+
+
+def narrowed(dataset: Path, out: Path, channels: Sequence[str]) -> Path:
+    """The training part of a raw dataset with some of its channels, numbered anew."""
+    (out / "imagesTr").mkdir(parents=True)
+    shutil.copytree(dataset / "labelsTr", out / "labelsTr")
+    for label in sorted((dataset / "labelsTr").glob(f"*{ENDING}")):
+        case_id = label.name.removesuffix(ENDING)
+        for new, name in enumerate(channels):
+            old = dataset / "imagesTr" / f"{case_id}_{CHANNELS.index(name):04d}{ENDING}"
+            shutil.copyfile(old, out / "imagesTr" / f"{case_id}_{new:04d}{ENDING}")
+    names = {str(number): name for number, name in enumerate(channels)}
+    cases = len(list((out / "labelsTr").iterdir()))
+    write_json(
+        out / "dataset.json",
+        {"channel_names": names, "labels": LABELS, "numTraining": cases, "file_ending": ENDING},
+    )
+    return out
+
+
+def trained(dataset: Path, root: Path, *, steps: int, p: float, seed: int) -> Model:
+    """Planned as the demo plans, preprocessed, and trained on all cases for so many steps on the CPU."""
+    planned = plan_workspace(dataset, root, PlanConfig(gpu_memory_gb=GPU_MEMORY_GB, jobs=1))
+    planned.workspace.write_plan(narrower(planned.plan))
+    preprocess_workspace(root)
+    config = TrainConfig(
+        fold="all",
+        epochs=max(1, round(steps / ITERATIONS)),
+        iterations=min(steps, ITERATIONS),
+        val_iterations=1,
+        modality_dropout=p,
+        device="cpu",
+        seed=seed,
+    )
+    train(planned.workspace, config)
+    return load_model(root)
+
+
+def held_out(files: Sequence[CaseFiles]) -> list[Case]:
+    """The cases with their labels, both channels."""
+    return [read_case(f.case_id, dict(zip(CHANNELS, f.images, strict=True)), f.label) for f in files]
+
+
+def degraded(case: Case, channel: str, rng: np.random.Generator) -> Case:
+    """One channel blurred and noisy inside the brain, as by a moving patient; the other and the zeros stay."""
+    index = CHANNELS.index(channel)
+    image, scan = case.image.copy(), case.image[index]
+    inside = scan != 0
+    blurred = gaussian_filter(scan, [BLUR_MM / mm for mm in case.geometry.spacing])
+    noise = rng.normal(0, NOISE * float(scan[inside].std()), scan.shape)
+    image[index] = np.where(inside, blurred + noise, 0)
+    return replace(case, image=image)
+
+
+def subset_of(case: Case, channels: Sequence[str]) -> Case:
+    """The case as if the other scans had not been made."""
+    indices = [case.channels.index(name) for name in channels]
+    return replace(case, channels=tuple(channels), image=case.image[indices])
+
+
+def examined(model: Model, case: Case, subsets: Sequence[tuple[str, ...]]) -> Found:
+    """Every subset of one case by one model."""
+    assert case.label is not None
+    truth = case.label > 0
+    predictions = {names: predict(model, subset_of(case, names), InferConfig()) for names in subsets}
+    scores = {names: dice(found.mask > 0, truth) for names, found in predictions.items()}
+    return Found(predictions=predictions, dice=scores, voxel_volume_mm3=case.geometry.voxel_volume_mm3)
+
+
+def surer_alone(found: Found) -> tuple[str, ...]:
+    """The channels that `infer` would flag in this case."""
+    alone = {names[0]: one for names, one in found.predictions.items() if len(names) == 1}
+    return compare(found.predictions[CHANNELS], alone, found.voxel_volume_mm3).surer_alone
+
+
+def mean_dice(found: Sequence[Found], names: tuple[str, ...]) -> float:
+    """Over the cases."""
+    return float(np.mean([one.dice[names] for one in found]))
+
+
+def say(line: str) -> None:
+    """A line, at once: a run takes minutes."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def show_beside(found: Sequence[Found], own: Sequence[Model], cases: Sequence[Case]) -> None:
+    """Dice of each subset beside its own model's."""
+    for names, model in zip(SUBSETS, own, strict=True):
+        one, dedicated = mean_dice(found, names), mean_dice([examined(model, c, [names]) for c in cases], names)
+        verdict = "within the goal" if one >= dedicated - GOAL else "goal NOT reached"
+        say(f"{'+'.join(names):9s} one model {one:.3f}, its own {dedicated:.3f}, {one - dedicated:+.3f}: {verdict}")
+
+
+def show_flags(title: str, found: Sequence[Found]) -> None:
+    """Dice of each subset, and the share of cases in which a channel is surer alone."""
+    flags = [surer_alone(one) for one in found]
+    shares = [f"{name} surer alone in {sum(name in f for f in flags)} of {len(flags)}" for name in CHANNELS]
+    scores = [f"{'+'.join(names)} {mean_dice(found, names):.3f}" for names in SUBSETS]
+    say(f"{title}: Dice {', '.join(scores)}; {', '.join(shares)}; any: {sum(map(bool, flags)) / len(flags):.2f}")
+
+
+def main(options: argparse.Namespace, root: Path) -> None:
+    """The cohort, the four models, and what they say."""
+    drawn = CohortConfig(train=options.train, held_out=options.test, seed=options.seed)
+    cohort = draw_cohort(root / "dataset", drawn)
+    say(f"{options.train} drawn heads to train, {options.test} held out, {options.steps} steps a model, p {options.p}")
+    same = {"steps": options.steps, "seed": options.seed}
+    one = trained(root / "dataset", root / "one", p=options.p, **same)
+    own = []
+    for names in SUBSETS:
+        place = root / "own" / "-".join(names)
+        own.append(trained(narrowed(root / "dataset", place / "dataset", names), place / "work", p=0.0, **same))
+    cases = held_out(cohort.held_out)
+    found = [examined(one, case, SUBSETS) for case in cases]
+    show_beside(found, own, cases)
+    show_flags("as drawn", found)
+    for number, channel in enumerate(CHANNELS):
+        rng = np.random.default_rng([options.seed, number])
+        worse = [degraded(case, channel, rng) for case in cases]
+        show_flags(f"degraded {channel}", [examined(one, case, SUBSETS) for case in worse])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("train", 20), ("test", 8), ("steps", 500), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--p", type=float, default=0.5)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        main(given, given.out or Path(temporary))
