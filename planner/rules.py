@@ -135,7 +135,7 @@ def make_plan(
         network=_network(shape, budget),
         # The paper mirrors left and right alone (Meddahi 2024, IV.C); axes of an unturned case have no name.
         mirror_axes=(order.index(2),) if orientation == "RAS" else (0, 1, 2),
-        postprocess=PostprocessRule(threshold=0.2, min_volume_mm3=4.0) if len(labels) == 2 else PostprocessRule(),
+        postprocess=_mask_defaults(channels, labels),
     )
 
 
@@ -304,6 +304,22 @@ def _mirrored(plan: Plan) -> str:
     names = _RAS_AXES if plan.orientation == "RAS" else tuple(f"axis {axis}" for axis in range(3))
     places = plan.transpose if plan.orientation == "RAS" else (0, 1, 2)
     return ", ".join(names[places[axis]] for axis in plan.mirror_axes) or "none"
+
+
+def _mask_defaults(channels: Sequence[str], labels: Mapping[str, int]) -> PostprocessRule:
+    """The paper's rule for one lesion label; of two times, lesions in the common field of view alone (III.B, IV.D)."""
+    if len(labels) != 2:
+        return PostprocessRule()
+    return PostprocessRule(threshold=0.2, min_volume_mm3=4.0, common_field=has_two_times(channels))
+
+
+def has_two_times(channels: Sequence[str]) -> bool:
+    """Whether the channels are of two times of a patient, as `strokenet prepare` names them: FLAIR and FLAIR_2.
+
+    Names decide here as they do for the normalisation, so that a raw folder of any origin can say it.
+    """
+    names = {name.casefold() for name in channels}
+    return any(name.removesuffix("_2") in names - {name} for name in names)
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 EXISTING = click.Path(path_type=Path, exists=True)
-_SCANS = click.Choice(["t1", "flair"])
+_SCANS = click.Choice(["t1", "flair", "t1_2", "flair_2"])
 _PRECISION = click.Choice(["auto", "fp32", "bf16", "fp16"])
 
 
@@ -88,6 +88,13 @@ def demo(out: Path, minutes: float, seed: int, verbose: int, as_json: bool) -> N
     show_default=True,
     help="Contrasts of T1 and FLAIR, or any at all.",
 )
+@click.option(
+    "--times",
+    type=click.IntRange(1, 2),
+    default=1,
+    show_default=True,
+    help="Style clinic: examinations of each patient; of two, the label is what changed.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random draw.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Processes [default: by cores and free memory].")
 @_main_options
@@ -107,7 +114,9 @@ def synth(out: Path, jobs: int | None, verbose: int, as_json: bool, **options: A
 @click.option("-o", "--out", type=FOLDER, required=True, help="nnU-Net raw folder to make.")
 @click.option("--t1", type=EXISTING, help="One case: its T1.")
 @click.option("--flair", type=EXISTING, help="One case: its FLAIR.")
-@click.option("--label", type=EXISTING, help="One case: its lesion mask.")
+@click.option("--t1-2", type=EXISTING, help="One case: its T1 of a second time.")
+@click.option("--flair-2", type=EXISTING, help="One case: its FLAIR of a second time.")
+@click.option("--label", type=EXISTING, help="One case: its lesion mask; of two times, of what changed.")
 @click.option("--case", "case_id", help="Name of the one case [default: its first file's name].")
 @click.option("--reference", type=_SCANS, default="flair", show_default=True, help="Scan whose voxels all are given.")
 @click.option("--brain", default="deepbet", show_default=True, help="deepbet, none (stripped already), or a mask file.")
@@ -121,6 +130,8 @@ def prepare(
     out: Path,
     t1: Path | None,
     flair: Path | None,
+    t1_2: Path | None,
+    flair_2: Path | None,
     label: Path | None,
     case_id: str | None,
     brain: str,
@@ -132,6 +143,7 @@ def prepare(
     """Prepare SOURCE (a folder of PATIENT/t1, flair, label .nii.gz, or a table case,t1,flair,label .csv), or one case.
 
     Meddahi 2024, IV.B: RAS, brain extraction, T1 registered to FLAIR, bias, one resampling, crop with the T1's brain.
+    With t1_2 and flair_2, the scans of a second time, they are brought to the first time's.
     """
     from strokenet.console import tracking
     from strokenet.prepare.cohort import prepare_cohort
@@ -139,9 +151,11 @@ def prepare(
     from strokenet.prepare.inputs import one_case, read_inputs
     from strokenet.report import show_prepared
 
-    if (source is None) == (t1 is None and flair is None) or (source is not None and (label or case_id)):
+    given = {"t1": t1, "flair": flair, "t1_2": t1_2, "flair_2": flair_2}
+    scans = {name: path for name, path in given.items() if path is not None}
+    if (source is None) == (not scans) or (source is not None and (label or case_id)):
         raise click.UsageError("give either SOURCE or one case by --t1, --flair, --label, --case")
-    cases = read_inputs(source) if source is not None else one_case(t1, flair, label, case_id)
+    cases = read_inputs(source) if source is not None else one_case(scans, label, case_id)
     config = PrepareConfig(brain=brain if brain in ("deepbet", "none") else Path(brain), **options)  # type: ignore[arg-type]
     with tracking(_start(verbose)) as track:
         done = prepare_cohort(cases, out, config, jobs=jobs, track=track)
@@ -338,6 +352,7 @@ def adapt(model: Path, target: Path, out: Path, pairs: tuple[str, ...], seed: in
     show_default=True,
     help="With a model of --modality-dropout: each channel alone beside all of them.",
 )
+@click.option("--native-scan", type=_SCANS, help="With --native: on which scan's [default: the reference's].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @_main_options
 def infer(

@@ -69,6 +69,9 @@ def show_synth(cohort: SynthCohort, *, as_json: bool) -> None:
     ]
     columns = ("this cohort", "Table I")
     show_table(f"{got.cases} semi-synthetic cases", ("what", *columns), rows, numbers=columns)
+    changes = [row.changed_ml for row in cohort.rows if row.changed_ml is not None]
+    if changes:
+        show(f"two times: {sum(ml > 0 for ml in changes)} of {len(changes)} changed; the label is what is new or grown")
     clinic = (cohort.root / "patients").is_dir()
     command = f"prepare {cohort.root / 'patients'} -o DATASET" if clinic else f"plan {cohort.root} -o WORK"
     show(f"no patient: they test a method. Truth in {cohort.root / 'truth'}; next: strokenet {command}")

@@ -204,8 +204,8 @@ def _one(
         case = read.result()
         record = prepared_record(files) if config.native else None
         prediction = predict(model, case, config, track)
-        native = None if record is None else to_native(prediction.mask, record)
         agreement = agreement_of(model, case, prediction, config, track)
+        native = None if record is None else to_native(prediction.mask, record, config.native_scan)
     except Exception as error:  # whatever it is, the other cases go on; -v shows the traceback
         return _undone(files, model.plan, _failure(files.case_id, error), time.monotonic() - began), None
     lesion = prediction.mask > 0

@@ -47,7 +47,8 @@ class InferConfig:
     along all). threshold, min_volume_mm3: replace the plan's rule. postprocess: False takes the most probable label
     and removes nothing. probabilities, native: also write OUT/probabilities/CASE.nii.gz, OUT/native/CASE.nii.gz.
     agreement: of `infer`: each channel alone beside all of them, where the model knows subsets (agreement.py); costs an
-    inference a channel. folds, device: of `infer`, too; a Model in memory has them already. semantics: "exact" repeats
+    inference a channel. native_scan: the prepared scan, "flair_2" for one, to whose grid the native mask goes; None:
+    the reference. folds, device: of `infer`, too; a Model in memory has them already. semantics: "exact" repeats
     nnU-Net's rounding, "improved" sums in float32.
     """
 
@@ -60,6 +61,7 @@ class InferConfig:
     probabilities: bool = False
     native: bool = False
     agreement: bool = True
+    native_scan: str | None = None
     semantics: Semantics | None = None
     device: str = "auto"
 
@@ -72,6 +74,8 @@ class InferConfig:
             raise InputError(f"--threshold {self.threshold}; allowed: 0 <= threshold < 1")
         if self.min_volume_mm3 is not None and not 0 <= self.min_volume_mm3 < math.inf:
             raise InputError(f"--min-volume {self.min_volume_mm3} mm3; allowed: 0 or more")
+        if self.native_scan is not None and not self.native:
+            raise InputError(f"--native-scan {self.native_scan}: names the grid of the native mask; add --native")
         if not self.postprocess and (self.threshold is not None or self.min_volume_mm3 is not None):
             raise InputError("--no-postprocess takes the most probable label; leave --threshold and --min-volume out")
 

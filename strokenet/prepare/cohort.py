@@ -5,8 +5,8 @@
     OUT/prepare.json            a row a case, with its flags, and the cases that failed, with the step
     OUT/prepare/CASE.json, CASE_brain.nii.gz, cache/      OUT/qc/CASE.png
 
-Comes in: the CaseInputs. Goes out: a Preparation. Channels are the scans that the cohort has, T1 before FLAIR: a cohort
-of T1 alone has one channel. A case that fails does not stop the others.
+Comes in: the CaseInputs. Goes out: a Preparation. Channels are the scans that the cohort has, T1 before FLAIR, the
+first time before the second: a cohort of T1 alone has one channel. A case that fails does not stop the others.
 """
 
 from __future__ import annotations

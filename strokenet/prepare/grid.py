@@ -6,32 +6,36 @@ written for the network: the scans, the label, the brain, on one grid.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strokenet.data.errors import InputError
 from strokenet.data.geometry import Geometry
+from strokenet.prepare.config import time_of
 from strokenet.prepare.itk import Matrix, resample, resample_label, resample_mask
-from strokenet.prepare.scans import Given
+from strokenet.prepare.scans import Given, Native
 from strokenet.prepare.steps import Found
-from strokenet.preprocess.crop import Box, bounding_box
+from strokenet.preprocess.crop import Box, bounding_box, fill_holes
+
+SMALLEST = 1e-6  # stands for a 0 inside the field of view, which would look like the outside
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prepared:
-    """What is written. images, inside, label: on the grid (D, H, W). brain: before the crop. source: whose brain it is.
+    """What is written. images, inside, label: on the grid (D, H, W). brain: before the crop. sources: whose it is.
 
-    lost_ml: of the label outside the box. agreement: Dice of both scans' brains, None for one scan.
+    lost_ml: of the label outside the box. agreement: Dice of both scans' brains, of more the least; None for one scan.
     """
 
     images: dict[str, NDArray[np.float32]]
     label: NDArray[np.int16] | None
     inside: NDArray[np.bool_]
     brain: NDArray[np.bool_]
-    source: str
+    sources: tuple[str, ...]
     box: Box
     grid: Geometry
     lost_ml: float
@@ -40,6 +44,10 @@ class Prepared:
 
 def on_one_grid(given: Given, found: Found, corrected: Mapping[str, NDArray[np.float32]], *, zscore: bool) -> Prepared:
     """Native grids -> the reference's grid in the brain's box. The T1's brain is the mask of all (IV.B, step 4).
+
+    Of two times it is the brain of either, so that both are cut along one border, which is then no change, and new
+    tissue that one mask leaves out is kept. A scan of two times is 0 where its own native voxels are 0 or end: what is
+    not 0 in every channel is the common field of view (`PostprocessRule.common_field`).
 
     Args:
         corrected: scan name -> (D, H, W) float32 on its native grid, without bias field.
@@ -52,25 +60,46 @@ def on_one_grid(given: Given, found: Found, corrected: Mapping[str, NDArray[np.f
     carried = {
         name: resample_mask(brains[name].mask, scan.geometry, whole, transforms[name]) for name, scan in scans.items()
     }
-    source = "t1" if "t1" in scans else given.reference
-    box = _box(carried[source])
-    grid, inside = _cropped(whole, box), carried[source][box.slices]
-    images = {
-        name: _finished(array, scans[name].geometry, grid, transforms[name], inside, zscore=zscore)
-        for name, array in corrected.items()
-    }
+    sources = _brain_sources(list(scans), given.reference)
+    brain = np.logical_or.reduce([carried[name] for name in sources])
+    box = _box(brain)
+    grid, inside = _cropped(whole, box), brain[box.slices]
+    several = len({time_of(name) for name in scans}) > 1
+    images = {}
+    for name, array in corrected.items():
+        seen = _seen(scans[name], grid, transforms[name], inside) if several else inside
+        image = _finished(array, scans[name].geometry, grid, transforms[name], seen, zscore=zscore)
+        images[name] = np.where(seen & (image == 0), np.float32(SMALLEST), image) if several else image
     kept, lost_ml = _carry_label(given, transforms, box)
     return Prepared(
         images=images,
         label=kept,
         inside=inside,
-        brain=carried[source],
-        source=source,
+        brain=brain,
+        sources=sources,
         box=box,
         grid=grid,
         lost_ml=lost_ml,
-        agreement=_dice(carried["t1"], carried["flair"]) if len(carried) == 2 else None,
+        agreement=min((_dice(a, b) for a, b in combinations(carried.values(), 2)), default=None),
     )
+
+
+def _brain_sources(scans: Sequence[str], reference: str) -> tuple[str, ...]:
+    """The scan of each time whose brain is taken, the reference's time first: the T1 where there is one."""
+    first = time_of(reference)
+    times = [[name for name in scans if time_of(name) == time] for time in (first, 3 - first)]
+    return tuple(own[0] for own in times if own)  # scans are in the order of SCANS, T1 first
+
+
+def _seen(scan: Native, grid: Geometry, grid_to_scan: Matrix, inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The part of the brain that was scanned: within the scan's own voxels that are not 0, holes filled. (D, H, W).
+
+    A scanner writes 0 where it has nothing, and so does a program that took the skull or the face away.
+    """
+    seen = inside & resample_mask(fill_holes(scan.array != 0), scan.geometry, grid, grid_to_scan)
+    if not seen.any():
+        raise InputError(f"{scan.path.name} shows nothing of the brain; check that the scans show one head")
+    return seen
 
 
 def _box(brain: NDArray[np.bool_]) -> Box:

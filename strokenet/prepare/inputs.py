@@ -3,9 +3,10 @@
     --t1 F --flair F [--label F] [--case NAME]    one case
     FOLDER/PATIENT/{t1,flair,label}.nii.gz        a case a sub-folder (or .nii)
     TABLE.csv                                     columns case, t1, flair, label in any order; an empty cell is missing
+    --t1-2, --flair-2; t1_2, flair_2              in each way: the scans of a second time, label is then what changed
 
-Comes in: paths. Goes out: a CaseInputs each; no scan is opened. A case needs one scan at least: what else is missing is
-recorded by prepare, not refused. Paths of a table are relative to the table's own folder.
+Comes in: paths. Goes out: a CaseInputs each; no scan is opened. A case needs one scan of the first time at least: what
+else is missing is recorded by prepare, not refused. Paths of a table are relative to the table's own folder.
 """
 
 from __future__ import annotations
@@ -19,19 +20,25 @@ from pathlib import Path
 from strokenet.data.description import ENDINGS
 from strokenet.data.errors import InputError
 from strokenet.data.files import safe_name
+from strokenet.prepare.config import SCANS
 
-COLUMNS = ("case", "t1", "flair", "label")
+COLUMNS = ("case", "t1", "flair", "label", "t1_2", "flair_2")
 MAX_TABLE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseInputs:
-    """The files of one examination. t1, flair: at least one of them. label: None where there is none."""
+    """The files of one examination. t1, flair: at least one of them. label: None where there is none.
+
+    t1_2, flair_2: of a second time, where there is one.
+    """
 
     case_id: str
     t1: Path | None = None
     flair: Path | None = None
     label: Path | None = None
+    t1_2: Path | None = None
+    flair_2: Path | None = None
 
     def __post_init__(self) -> None:
         safe_name(self.case_id, "case")
@@ -40,8 +47,8 @@ class CaseInputs:
 
     @property
     def scans(self) -> dict[str, Path]:
-        """Name -> file of the scans that are there, t1 first."""
-        return {name: path for name, path in (("t1", self.t1), ("flair", self.flair)) if path is not None}
+        """Name -> file of the scans that are there, in the order of SCANS."""
+        return {name: path for name in SCANS if (path := getattr(self, name)) is not None}
 
 
 def read_inputs(source: Path) -> tuple[CaseInputs, ...]:
@@ -62,20 +69,18 @@ def read_inputs(source: Path) -> tuple[CaseInputs, ...]:
     return check_names(cases, str(source))
 
 
-def one_case(
-    t1: Path | None, flair: Path | None, label: Path | None = None, case_id: str | None = None
-) -> tuple[CaseInputs]:
-    """The case of single files, named like the first of them where no name is given.
+def one_case(scans: Mapping[str, Path], label: Path | None = None, case_id: str | None = None) -> tuple[CaseInputs]:
+    """The case of single files, named like the first of them where no name is given. scans: name -> file.
 
     Raises:
-        InputError: no scan is given, or the name is not one that a file may have.
+        InputError: no scan of the first time is given, or the name is not one that a file may have.
     """
-    first = t1 or flair
+    first = scans.get("t1") or scans.get("flair")
     if first is None:
         raise InputError("neither t1 nor flair is given; at least one scan is needed")
     ending = next((end for end in ENDINGS if first.name.endswith(end)), first.suffix)
     name = case_id if case_id is not None else first.name.removesuffix(ending)
-    return (CaseInputs(case_id=name, t1=t1, flair=flair, label=label),)
+    return (CaseInputs(case_id=name, label=label, **scans),)
 
 
 def check_names(cases: tuple[CaseInputs, ...], where: str) -> tuple[CaseInputs, ...]:
@@ -96,7 +101,7 @@ def _folder_cases(folder: Path) -> tuple[CaseInputs, ...]:
     found = []
     for patient in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         files = {name: _scan(patient, name) for name in COLUMNS[1:]}
-        if files["t1"] or files["flair"]:
+        if any(files[name] for name in SCANS):
             found.append(CaseInputs(case_id=patient.name, **files))
     return tuple(found)
 

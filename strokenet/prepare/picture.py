@@ -1,7 +1,7 @@
 """Picture: one look that tells whether a case was prepared well.
 
 Comes in: the scans on the reference's grid (D, H, W) in RAS order, and the brain. Goes out: a PNG with five slices.
-Above, the reference with the brain's outline (orange) and the label's (blue); below, where there are two scans, tiles
+Above, the reference with the brain's outline (orange) and the label's (blue); below, a row for every other scan, tiles
 of both in turn: an edge that runs on across the tiles is registered. The patient's right is on the left.
 """
 
@@ -40,7 +40,7 @@ def draw_preparation(
     """Writes the picture atomically.
 
     Args:
-        scans: name -> (D, H, W) on one grid, the reference first; one or two. brain, label: the same grid.
+        scans: name -> (D, H, W) on one grid, the reference first. brain, label: the same grid.
         spacing: mm (D, H, W). path: the PNG. case: title.
     """
     field = _around(brain, spacing)
@@ -49,7 +49,7 @@ def draw_preparation(
     box = bounding_box(brain)
     shown = {name: _grey(scan, brain) for name, scan in scans.items()}
     reference, *others = shown.values()
-    rows = 2 if others else 1
+    rows = 1 + len(others)
     figure = Figure(figsize=(_PANEL * len(_SLICES), _PANEL * rows + 0.6), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, len(_SLICES), squeeze=False)
@@ -60,10 +60,12 @@ def draw_preparation(
         if label is not None:
             _outline(grid[0, column], _cut(label, axis, index), LABEL_COLOUR)
         grid[0, column].set_title(f"{_PLANES[axis]} {field.start[axis] + index + 1}", color="white", fontsize=9)
-        if others:
+        for row, other in enumerate(others, start=1):
             tiles = _tiles(reference.shape, spacing)
-            _show(grid[1, column], _cut(np.where(tiles, reference, others[0]), axis, index), spacing, axis)
-    title = f"{case}   brain on {next(iter(scans))}" + (f"; below {' / '.join(scans)}" if others else "")
+            _show(grid[row, column], _cut(np.where(tiles, reference, other), axis, index), spacing, axis)
+    first, *names = scans
+    below = ", ".join(f"{first} / {name}" for name in names)
+    title = f"{case}   brain on {first}" + (f"; below {below}" if names else "")
     figure.suptitle(title, color="white", fontsize=11, parse_math=False)
     with replacing(path, durable=False) as temporary:
         figure.savefig(temporary, dpi=_DPI)

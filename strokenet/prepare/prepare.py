@@ -1,8 +1,9 @@
 """Prepare: the MRI preparation of the paper for one case, all stations by name (Meddahi 2024, IV.B).
 
-Comes in: the scans of one examination as the scanner left them, each on its own grid, and the label drawn on one of
-them. Goes out: stripped, bias-corrected scans on the reference's voxels, cropped to the brain, with the label; a record
-of every transform; a picture. Read prepare_case: read -> brain -> register -> bias -> resample -> write.
+Comes in: the scans of one examination, or of two at two times, as the scanner left them, each on its own grid, and the
+label drawn on one of them. Goes out: stripped, bias-corrected scans on the reference's voxels, cropped to the brain,
+with the label; a record of every transform; a picture. Read prepare_case: read -> brain -> register -> bias -> resample
+-> write.
 
 A voxel is interpolated once: native grid -> reference grid through the composed transform. The order differs from the
 paper's list in one place: the field is estimated before that resampling, on native voxels, whose noise is white.
@@ -25,7 +26,7 @@ from strokenet.data.errors import InputError
 from strokenet.data.files import write_json
 from strokenet.data.nifti import header_of, write_image, write_mask
 from strokenet.prepare.cache import file_sha256, key_of
-from strokenet.prepare.config import CHANNEL_NAMES, SCANS, Name, PrepareConfig
+from strokenet.prepare.config import CHANNEL_NAMES, SCANS, Name, PrepareConfig, time_of
 from strokenet.prepare.grid import Prepared, on_one_grid
 from strokenet.prepare.inputs import CaseInputs
 from strokenet.prepare.itk import resample
@@ -76,18 +77,19 @@ class _Clock:
 
 
 def prepare_case(
-    inputs: CaseInputs, out: Path, config: PrepareConfig | None = None, channels: tuple[Name, ...] = SCANS
+    inputs: CaseInputs, out: Path, config: PrepareConfig | None = None, channels: tuple[Name, ...] | None = None
 ) -> PreparedCase:
     """Prepares one case into `out`; what an earlier run of the same files and settings did is taken from there.
 
     Args:
-        channels: the scans of the whole cohort, in the order of their numbers. A case that lacks one cannot stand in an
-            nnU-Net raw folder's imagesTr: its scans go to imagesTs, its label to labelsTs.
+        channels: the scans of the whole cohort, in the order of their numbers; None: the case's own. A case that lacks
+            one cannot stand in an nnU-Net raw folder's imagesTr: its scans go to imagesTs, its label to labelsTs.
 
     Raises:
         StepFailed: naming the case and the step.
     """
     config, clock = config or PrepareConfig(), _Clock(inputs.case_id)
+    channels = channels or tuple(name for name in SCANS if name in inputs.scans)
     cache, record = out / "prepare" / "cache" / inputs.case_id, record_path(out, inputs.case_id)
     with clock.step("read"):
         given = read_given(inputs, config)
@@ -98,7 +100,7 @@ def prepare_case(
     remove_outputs(out, given.case_id)
     write_json(record, {"format": FORMAT, "case": given.case_id, "finished": False})
     with clock.step("brain"):
-        brains = find_brains(given.scans, config, cache)
+        brains = find_brains(given.scans, given.reference, config, cache)
     with clock.step("register"):
         found = find_transforms(given.scans, brains, given.reference, config, cache)
     with clock.step("bias"):
@@ -133,13 +135,7 @@ def _write(out: Path, given: Given, prepared: Prepared, channels: tuple[Name, ..
 def _record(given: Given, found: Found, prepared: Prepared) -> dict[str, Any]:
     """What CASE.json says of the scans and of all that was done to them."""
     label, brains, reference = given.label, found.brains, given.reference
-    quality = CaseQuality(
-        case_id=given.case_id,
-        brain_ml=brains[prepared.source].volume_ml,
-        metric=found.registration.get("metric_end"),
-        displacement_mm=found.registration.get("displacement_mm"),
-        agreement=prepared.agreement,
-    )
+    quality = _quality(given.case_id, found, prepared)
     return {
         "format": FORMAT,
         "version": __version__,
@@ -148,13 +144,34 @@ def _record(given: Given, found: Found, prepared: Prepared) -> dict[str, Any]:
         "inputs": {name: _input_json(scan) for name, scan in given.scans.items()},
         "label": label and {"path": str(label.path), "sha256": label.sha256, "drawn_on": label.drawn_on},
         "transforms": {name: transform_to_json(reference, name, matrix) for name, matrix in found.transforms.items()},
-        "registration": found.registration,
+        "registration": _registration_json(found),
         "crop": _crop_json(prepared.box),
         "grid": geometry_to_json(prepared.grid),
-        "brain": {"source": prepared.source} | {n: {"ml": b.volume_ml, "method": b.method} for n, b in brains.items()},
+        "brain": {"source": " and ".join(prepared.sources)}
+        | {name: {"ml": brain.volume_ml, "method": brain.method} for name, brain in brains.items()},
         "quality": asdict(quality),
         "label_lost_ml": prepared.lost_ml,
     }
+
+
+def _quality(case_id: str, found: Found, prepared: Prepared) -> CaseQuality:
+    """The worst of the registrations; of the displacements those within a time."""
+    registrations = found.registrations
+    within = [r["displacement_mm"] for name, r in registrations.items() if time_of(name) == time_of(r["fixed"])]
+    return CaseQuality(
+        case_id=case_id,
+        brain_ml=found.brains[prepared.sources[0]].volume_ml,
+        metric=max((r["metric_end"] for r in registrations.values()), default=None),
+        displacement_mm=max(within, default=None),
+        agreement=prepared.agreement,
+    )
+
+
+def _registration_json(found: Found) -> dict[str, Any]:
+    """The fields of the one registration that a time of two scans has; of more scans, scan -> fields."""
+    if len(found.transforms) > 2:
+        return dict(found.registrations)
+    return {k: v for fields in found.registrations.values() for k, v in fields.items() if k != "fixed"}
 
 
 def _draw(

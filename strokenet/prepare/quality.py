@@ -25,6 +25,8 @@ class CaseQuality:
     """What is looked at. metric: of the registration, lower is better; None where nothing was registered.
 
     displacement_mm: how far the registration moved the brain, mean. agreement: Dice of the brain masks of both scans.
+    Of several registrations and scans the worst; displacement_mm only within a time, because between two times a
+    patient lies anew.
     """
 
     case_id: str
@@ -63,5 +65,5 @@ def _limits(case: CaseQuality) -> list[str]:
     if case.displacement_mm is not None and case.displacement_mm > MAX_DISPLACEMENT_MM:
         found.append(f"registration moved the brain by {case.displacement_mm:.1f} mm (over {MAX_DISPLACEMENT_MM:.0f})")
     if case.agreement is not None and case.agreement < MIN_AGREEMENT:
-        found.append(f"brain masks of the two scans agree by Dice {case.agreement:.3f} (under {MIN_AGREEMENT:.2f})")
+        found.append(f"brain masks of two scans agree by Dice {case.agreement:.3f} (under {MIN_AGREEMENT:.2f})")
     return found

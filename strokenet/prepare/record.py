@@ -73,8 +73,8 @@ def to_native(
     Each label goes by its linearly interpolated indicator, at least one half: on the reference's own voxels exact.
 
     Args:
-        mask: (D, H, W), of the shape of the prepared images. record: of read_record. scan: "t1" or "flair"; None: the
-            reference.
+        mask: (D, H, W), of the shape of the prepared images. record: of read_record. scan: "t1", "flair_2" ...; None:
+            the reference.
 
     Returns:
         (D, H, W) uint8 in the stored order of the scan, and a header of its grid.

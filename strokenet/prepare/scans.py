@@ -17,7 +17,7 @@ from strokenet.data.errors import InputError
 from strokenet.data.geometry import Geometry, corner_distance_mm, turn_to_ras, turned
 from strokenet.data.nifti import read_volume
 from strokenet.prepare.cache import file_sha256
-from strokenet.prepare.config import LABELS, Name, PrepareConfig
+from strokenet.prepare.config import LABELS, Name, PrepareConfig, time_of
 from strokenet.prepare.inputs import CaseInputs
 
 
@@ -53,13 +53,14 @@ class Given:
 
 
 def read_given(inputs: CaseInputs, config: PrepareConfig) -> Given:
-    """The files of a case; where the wanted reference is missing, the scan that there is takes its place.
+    """The files of a case; where the wanted reference is missing, another scan takes its place, one of its time if any.
 
     Raises:
         InputError: a file cannot be used, or the label lies on the voxels of no scan.
     """
     scans = {name: read_scan(path) for name, path in inputs.scans.items()}
-    reference = config.reference if config.reference in scans else next(iter(scans))
+    instead = [name for name in scans if time_of(name) == time_of(config.reference)] or list(scans)
+    reference = config.reference if config.reference in scans else instead[0]
     label = None if inputs.label is None else read_drawn_label(inputs.label, scans, reference, config.label_on)
     return Given(case_id=inputs.case_id, scans=scans, reference=reference, label=label)
 

@@ -55,12 +55,14 @@ class Placed:
     masks: tuple[str, ...]
 
 
-def place_strokes(rng: np.random.Generator, head: Head, burden: Burden, masks: tuple[Path, ...]) -> Placed:
-    """The strokes of a burden in a head; drawn where there is no mask, or none that fits."""
+def place_strokes(
+    rng: np.random.Generator, head: Head, burden: Burden, masks: tuple[Path, ...], taken: Mask | None = None
+) -> Placed:
+    """The strokes of a burden in a head; drawn where there is no mask, or none that fits. taken: where none may be."""
     wanted = [(burden.side, burden.volume_ml)]
     if burden.second_side is not None:
         wanted.append((burden.second_side, burden.second_ml))
-    taken = np.zeros(head.anatomy.shape, bool)
+    taken = np.zeros(head.anatomy.shape, bool) if taken is None else taken.copy()
     shares, names, volumes = [], [], []
     for side, volume_ml in wanted:
         room = allowed(head, side) & ~taken
@@ -69,10 +71,11 @@ def place_strokes(rng: np.random.Generator, head: Head, burden: Burden, masks: t
         shares.append(mask)
         names.append(name)
         volumes.append(int(np.count_nonzero(mask)) * head.anatomy.spacing_mm**3 / 1000)
-    cavity = np.zeros(taken.shape, np.float32)
+    whole = np.logical_or.reduce(shares)
+    cavity = np.zeros(whole.shape, np.float32)
     for mask in [m for m in shares if m.any()]:
         np.maximum(cavity, cavity_of(rng, mask, head.anatomy.spacing_mm), out=cavity)
-    strokes = Strokes(mask=taken, share=softened(taken), cavity=cavity, volumes_ml=tuple(volumes))
+    strokes = Strokes(mask=whole, share=softened(whole), cavity=cavity, volumes_ml=tuple(volumes))
     return Placed(strokes=strokes, masks=tuple(names))
 
 

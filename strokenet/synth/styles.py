@@ -3,7 +3,8 @@
 `atlas` looks like a case of ATLAS v2.0 as the paper trains on it: T1 alone on the MNI grid of 197 x 233 x 189 voxels of
 1 mm, brain extracted (Meddahi 2024, IV.B strips it), from one of 11 simulated sites. `clinic` looks like what comes out
 of a hospital: the whole head, a FLAIR of thick oblique slices, and a T1 between whose start and the FLAIR's the patient
-has moved; the lesion is marked on the FLAIR, and everything that `prepare` has to find out is kept as truth.
+has moved; the lesion is marked on the FLAIR, and everything that `prepare` has to find out is kept as truth. Of two
+times the first is the case that there is with one, and what changed since (followup.py) is marked on its FLAIR.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from scipy import ndimage
 from strokenet.data.geometry import Geometry, Spacing
 from strokenet.synth.anatomy import Anatomy
 from strokenet.synth.burden import DIRECTION, Burden
+from strokenet.synth.followup import draw_followup, kind_of
 from strokenet.synth.head import Head, Mask, drawn_head, extent, widened
 from strokenet.synth.labelmap import bent_head, read_label_map
 from strokenet.synth.lesions import draw_hyperintensities
@@ -44,6 +46,7 @@ class CaseRecipe:
     """What one case is made from: picklable, so that a worker can make it.
 
     seed, index: of the cohort and the case; they alone decide. label_maps, masks: files, empty for drawn ones.
+    times: 1, or 2 in style clinic.
     """
 
     case_id: str
@@ -54,21 +57,25 @@ class CaseRecipe:
     burden: Burden
     label_maps: tuple[Path, ...] = ()
     masks: tuple[Path, ...] = ()
+    times: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SynthCase:
     """One case in memory.
 
-    scans: "t1", and in style clinic "flair". brains: (D, H, W) bool on the grid of each. label: (D, H, W) uint8 on the
-    grid of `marked`. matrix: (4, 4), FLAIR world mm -> T1 world mm; None in style atlas. facts: plain JSON about it.
+    scans: "t1", in style clinic "flair", of a second time "t1_2" and "flair_2". brains: (D, H, W) bool on the grid of
+    each. label: (D, H, W) uint8 on the grid of `marked`. matrices: scan -> (4, 4), FLAIR world mm -> its world mm, the
+    FLAIR left out; empty in style atlas. stroke_ml: of the strokes of the first time, as one would mark them. facts:
+    plain JSON about it.
     """
 
     scans: dict[str, Scan]
     brains: dict[str, Mask]
     label: NDArray[np.uint8]
     marked: str
-    matrix: NDArray[np.float64] | None = None
+    stroke_ml: float
+    matrices: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     facts: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -96,6 +103,9 @@ def draw_synth_case(recipe: CaseRecipe) -> SynthCase:
     rng = np.random.default_rng([recipe.seed, 2 + ("atlas", "clinic").index(recipe.style), recipe.index])
     patient = draw_patient(rng, recipe)
     case = _atlas(rng, patient, recipe) if recipe.style == "atlas" else _clinic(rng, patient, recipe)
+    if recipe.times == 2:
+        rng = np.random.default_rng([recipe.seed, 4, recipe.index])  # its own: the first time is as it is without
+        case = _with_second(rng, case, patient, recipe)
     facts = {
         "head": patient.name,
         "masks": list(patient.placed.masks),
@@ -146,42 +156,93 @@ def _atlas(rng: np.random.Generator, patient: Patient, recipe: CaseRecipe) -> Sy
     t1 = signal(rng, patient.head, patient.overlay, draw_look(rng, "T1", recipe.domain))
     stored = scan(rng, at_points(t1, patient.head.affine, grid, to_head), grid, site)
     brain = at_points(anatomy.brain.astype(np.float32), anatomy.affine, grid, to_head) > 0.5
-    label = marked_voxels(at_points(patient.placed.strokes.mask.astype(np.float32), anatomy.affine, grid, to_head))
+    label = brain * marked_voxels(
+        at_points(patient.placed.strokes.mask.astype(np.float32), anatomy.affine, grid, to_head)
+    )
     image = np.where(brain, np.maximum(1, stored.image), np.float32(0))
     full = _mni_grid()
     start = _offset(grid, full)
     return SynthCase(
         scans={"t1": replace(stored, image=_placed(image, full.shape, start), geometry=full)},
         brains={"t1": _placed(brain, full.shape, start)},
-        label=_placed(label * brain, full.shape, start),
+        label=_placed(label, full.shape, start),
         marked="t1",
+        stroke_ml=int(label.sum()) / 1000,
         facts={"site": site.name, "moved": {"t1": stored.moved}},
     )
 
 
 def _clinic(rng: np.random.Generator, patient: Patient, recipe: CaseRecipe) -> SynthCase:
     """Whole head, FLAIR and T1 on grids of their own; the FLAIR's world is the head's."""
-    anatomy = patient.head.anatomy
-    matrix = _moved(rng, anatomy)
-    grids = {"t1": _t1_grid(patient.head, matrix), "flair": _flair_grid(rng, patient.head)}
-    to_head: dict[str, NDArray[np.float64]] = {"t1": np.linalg.inv(matrix).astype(np.float64), "flair": np.eye(4)}
-    scans, brains = {}, {}
-    for name, sequence in (("t1", "T1"), ("flair", "FLAIR")):
-        perfect = signal(rng, patient.head, patient.overlay, draw_look(rng, sequence, recipe.domain))  # type: ignore[arg-type]
-        perfect = _slices(perfect, anatomy, grids[name])
-        on_scan = at_points(perfect, patient.head.affine, grids[name], to_head[name])
-        scans[name] = scan(rng, on_scan, grids[name], _hospital(rng, grids[name]))
-        inside = at_points(anatomy.brain.astype(np.float32), anatomy.affine, grids[name], to_head[name])
-        brains[name] = inside > 0.5
-    share = _slices(patient.placed.strokes.mask.astype(np.float32), anatomy, grids["flair"])
+    matrix = _moved(rng, patient.head.anatomy)
+    scans, brains = _examined(rng, patient.head, patient.overlay, recipe.domain, t1=matrix, flair=np.eye(4))
+    grid = scans["flair"].geometry
+    label = _marked_on(patient.placed.strokes.mask, patient.head.anatomy, grid)
     return SynthCase(
         scans=scans,
         brains=brains,
-        label=marked_voxels(at_points(share, anatomy.affine, grids["flair"], np.eye(4))),
+        label=label,
         marked="flair",
-        matrix=matrix,
+        stroke_ml=int(label.sum()) * grid.voxel_volume_mm3 / 1000,
+        matrices={"t1": matrix},
         facts={"moved": {name: of.moved for name, of in scans.items()}},
     )
+
+
+def _with_second(rng: np.random.Generator, case: SynthCase, patient: Patient, recipe: CaseRecipe) -> SynthCase:
+    """The case with a second examination; its label is now what changed, on the FLAIR of the first."""
+    head, strokes = patient.head, patient.placed.strokes
+    kind = kind_of(rng, recipe.index)
+    then = draw_followup(rng, head, strokes, patient.overlay, recipe.burden.side, recipe.masks, kind)
+    flair = _moved(rng, head.anatomy)
+    t1 = _moved(rng, head.anatomy) @ flair
+    scans, brains = _examined(rng, head, then.overlay, recipe.domain, t1=t1, flair=flair)
+    second = {f"{name}_2": scan for name, scan in scans.items()}
+    moved = {name: of.moved for name, of in (case.scans | second).items()}
+    change = {
+        "kind": then.kind,
+        "new_ml": list(then.new_ml),
+        "grown_ml": then.grown_ml,
+        "shrunk_ml": then.shrunk_ml,
+        "masks": list(then.masks),
+    }
+    label = _marked_on(then.changed, head.anatomy, case.scans["flair"].geometry)
+    return replace(
+        case,
+        scans=case.scans | second,
+        brains=case.brains | {f"{name}_2": brain for name, brain in brains.items()},
+        label=label,
+        matrices=case.matrices | {"t1_2": t1, "flair_2": flair},
+        facts={"moved": moved, "stroke_ml": case.stroke_ml, "changed": bool(label.any()), "change": change},
+    )
+
+
+def _examined(
+    rng: np.random.Generator,
+    head: Head,
+    lesions: Overlay,
+    domain: Domain,
+    *,
+    t1: NDArray[np.float64],
+    flair: NDArray[np.float64],
+) -> tuple[dict[str, Scan], dict[str, Mask]]:
+    """T1 and FLAIR of one examination, and the brain on each. t1, flair: (4, 4), head mm -> world of the scan."""
+    grids = {"t1": _t1_grid(head, t1), "flair": _flair_grid(rng, head, flair)}
+    scans, brains = {}, {}
+    for name, sequence, matrix in (("t1", "T1", t1), ("flair", "FLAIR", flair)):
+        to_head, anatomy = np.linalg.inv(matrix).astype(np.float64), head.anatomy
+        perfect = signal(rng, head, lesions, draw_look(rng, sequence, domain))  # type: ignore[arg-type]
+        perfect = _slices(perfect, anatomy, grids[name])
+        on_scan = at_points(perfect, head.affine, grids[name], to_head)
+        scans[name] = scan(rng, on_scan, grids[name], _hospital(rng, grids[name]))
+        brains[name] = at_points(anatomy.brain.astype(np.float32), anatomy.affine, grids[name], to_head) > 0.5
+    return scans, brains
+
+
+def _marked_on(mask: Mask, anatomy: Anatomy, grid: Geometry) -> NDArray[np.uint8]:
+    """A lesion as it is drawn on the FLAIR of the first time, whose world is the head's."""
+    share = _slices(mask.astype(np.float32), anatomy, grid)
+    return marked_voxels(at_points(share, anatomy.affine, grid, np.eye(4)))
 
 
 def _hospital(rng: np.random.Generator, grid: Geometry) -> Site:
@@ -200,13 +261,26 @@ def _hospital(rng: np.random.Generator, grid: Geometry) -> Site:
 
 
 def _slices(volume: NDArray[np.float32], anatomy: Anatomy, grid: Geometry) -> NDArray[np.float32]:
-    """The mean over a thick slice, taken along the head's own axis: over a few degrees of tilt it is the same."""
-    thickness = round(grid.spacing[0] / anatomy.spacing_mm)
-    return ndimage.uniform_filter1d(volume, thickness, axis=0) if thickness > 1 else volume
+    """The mean over a thick slice, taken along the head's own axis: over a few degrees of tilt it is the same.
+
+    At 25 degrees, the most that a head of a second time and its slab lie apart, a slice of 3 mm is sheared by 0.7 mm.
+    """
+    return slice_mean(volume, round(grid.spacing[0] / anatomy.spacing_mm))
+
+
+def slice_mean(volume: NDArray[np.float32], thickness: int) -> NDArray[np.float32]:
+    """The mean over so many voxels along D, about the voxel itself. (D, H, W) -> (D, H, W).
+
+    An even number has no middle: half of the voxel on either end is taken, so that nothing moves.
+    """
+    if thickness < 2:
+        return volume
+    window = np.ones(thickness) if thickness % 2 else np.array([0.5, *np.ones(thickness - 1), 0.5])
+    return np.asarray(ndimage.convolve1d(volume, window / thickness, axis=0))
 
 
 def _moved(rng: np.random.Generator, anatomy: Anatomy) -> NDArray[np.float64]:
-    """A rigid motion about the brain's middle: FLAIR world -> T1 world."""
+    """A rigid motion about the brain's middle: the world of one scan -> the world of the next."""
     middle = _middle_mm(anatomy)
     turn = _rotation(rng.uniform(-MOVED_DEGREES, MOVED_DEGREES, 3))
     matrix = np.eye(4)
@@ -240,13 +314,13 @@ def _t1_grid(head: Head, matrix: NDArray[np.float64]) -> Geometry:
     return _grid(middle[:3], size, (1.0, 1.0, 1.0), np.eye(3))
 
 
-def _flair_grid(rng: np.random.Generator, head: Head) -> Geometry:
-    """Thick slices, tilted about the left-right axis most."""
+def _flair_grid(rng: np.random.Generator, head: Head, matrix: NDArray[np.float64]) -> Geometry:
+    """Thick slices, tilted about the left-right axis most, about where the head lies."""
     tilt = rng.uniform(*TILT_DEGREES)
     turn = _rotation(np.array([tilt, *rng.uniform(-tilt / 3, tilt / 3, 2)]))
     size = np.array(head.matter.shape) * head.anatomy.spacing_mm
-    middle = (head.affine @ [*((np.array(head.matter.shape) - 1) / 2), 1])[:3]
-    return _grid(middle, size, FLAIR_SPACING, turn)
+    middle = matrix @ (head.affine @ [*((np.array(head.matter.shape) - 1) / 2), 1])
+    return _grid(middle[:3], size, FLAIR_SPACING, turn)
 
 
 def _grid(

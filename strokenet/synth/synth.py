@@ -4,6 +4,7 @@
     clinic   OUT/patients/CASE/{t1,flair,label}.nii.gz          the folder that `strokenet prepare OUT/patients` takes
     both     OUT/cohort.json (what was drawn and achieved)  OUT/truth/CASE.json
     clinic   OUT/truth/CASE_{t1,flair}_{brain,bias}.nii.gz, and in CASE.json the matrix from FLAIR to T1
+    times 2  OUT/patients/CASE/{t1_2,flair_2}.nii.gz, their truth, whether and how the case changed; label is the change
 
 Comes in: a SynthConfig. Goes out: a SynthCohort. The clinic's T1 and FLAIR lie on two grids, which an nnU-Net raw
 folder does not allow: its cases are written as `prepare` takes them, and `prepare` writes the raw folder. The folder
@@ -37,13 +38,17 @@ DOMAINS: tuple[Domain, ...] = ("natural", "random")
 
 @dataclass(frozen=True, kw_only=True)
 class SynthConfig:
-    """cases: how many. label_maps, lesions: folders; None: drawn heads, drawn strokes. seed: of the whole cohort."""
+    """cases: how many. label_maps, lesions: folders; None: drawn heads, drawn strokes. seed: of the whole cohort.
+
+    times: examinations of a patient, 2 in style clinic alone.
+    """
 
     cases: int
     style: Style = "atlas"
     domain: Domain = "natural"
     label_maps: Path | None = None
     lesions: Path | None = None
+    times: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,15 +58,21 @@ class SynthConfig:
             raise InputError(f"style {self.style!r}; allowed: {', '.join(STYLES)}")
         if self.domain not in DOMAINS:
             raise InputError(f"domain {self.domain!r}; allowed: {', '.join(DOMAINS)}")
+        if self.times not in (1, 2) or (self.times == 2 and self.style != "clinic"):
+            raise InputError(f"{self.times} times in style {self.style}; allowed: 1, and in style clinic 2")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynthRow:
-    """One case as it was written. wanted_ml, volume_ml: of all strokes, drawn from Table I and in the label."""
+    """One case as it was written. burden, volume_ml: of the strokes of the first time, drawn from Table I and marked.
+
+    changed_ml: new tissue of the second time, 0 in an unchanged case; None with one time.
+    """
 
     case_id: str
     burden: Burden
     volume_ml: float
+    changed_ml: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +99,9 @@ def synthesise(root: Path, config: SynthConfig, *, jobs: int | None = None, trac
         workers = worker_count(jobs, len(items), CASE_BYTES)
         volumes = for_each_case(partial(_make, root=folder), items, jobs=workers, what="draw", track=track)
         rows = tuple(
-            SynthRow(case_id=case_id, burden=recipe.burden, volume_ml=volumes[case_id])
+            SynthRow(
+                case_id=case_id, burden=recipe.burden, volume_ml=volumes[case_id][0], changed_ml=volumes[case_id][1]
+            )
             for case_id, recipe in items.items()
         )
         cohort = SynthCohort(root=root, rows=rows, achieved=_achieved(rows))
@@ -112,6 +125,7 @@ def recipes(config: SynthConfig) -> tuple[CaseRecipe, ...]:
             burden=draw_burden(config.seed, index),
             label_maps=heads,
             masks=masks,
+            times=config.times,
         )
         for index in range(config.cases)
     )
@@ -129,7 +143,7 @@ def write_synth_case(root: Path, case_id: str, case: SynthCase) -> None:
     """The files of one case, each atomically."""
     headers = {name: header_of(scan.geometry) for name, scan in case.scans.items()}
     truth = root / "truth"
-    if case.matrix is None:
+    if not case.matrices:
         write_image(root / "imagesTr" / f"{case_id}_0000{ENDING}", case.scans["t1"].image, headers["t1"])
         write_mask(root / "labelsTr" / f"{case_id}{ENDING}", case.label, headers["t1"])
         write_json(truth / f"{case_id}.json", {"case": case_id, **case.facts})
@@ -140,16 +154,18 @@ def write_synth_case(root: Path, case_id: str, case: SynthCase) -> None:
         write_mask(truth / f"{case_id}_{name}_brain{ENDING}", case.brains[name].astype(np.uint8), headers[name])
         write_image(truth / f"{case_id}_{name}_bias{ENDING}", scan.bias, header_of(scan.bias_geometry))
     write_mask(patient / f"label{ENDING}", case.label, headers[case.marked])
-    # as in prepare/record.py: a point (x, y, z, 1) of the FLAIR's world -> the same anatomy in the T1's world
-    transform = {"from": "flair", "to": "t1", "matrix": case.matrix.tolist()}
-    write_json(truth / f"{case_id}.json", {"case": case_id, **case.facts, "transform": transform})
+    # as in prepare/record.py: a point (x, y, z, 1) of the FLAIR's world -> the same anatomy in another scan's world
+    transforms = {n: {"from": "flair", "to": n, "matrix": matrix.tolist()} for n, matrix in case.matrices.items()}
+    several = {"transforms": transforms} if len(transforms) > 1 else {}
+    content = {"case": case_id, **case.facts, "transform": transforms["t1"], **several}
+    write_json(truth / f"{case_id}.json", content)
 
 
-def _make(recipe: CaseRecipe, root: Path) -> float:
-    """Draws and writes a case; its lesion volume in ml."""
+def _make(recipe: CaseRecipe, root: Path) -> tuple[float, float | None]:
+    """Draws and writes a case; its strokes of the first time in ml, and what changed until the second."""
     case = draw_synth_case(recipe)
     write_synth_case(root, recipe.case_id, case)
-    return case.volume_ml
+    return case.stroke_ml, case.volume_ml if recipe.times == 2 else None
 
 
 def _achieved(rows: Sequence[SynthRow]) -> Achieved:
@@ -160,8 +176,16 @@ def _to_json(cohort: SynthCohort, config: SynthConfig) -> dict[str, object]:
     given = asdict(config)
     for name in ("label_maps", "lesions"):
         given[name] = None if given[name] is None else Path(given[name]).name  # where it lay is nobody's business
-    cases = [{"case": row.case_id, **asdict(row.burden), "label_ml": row.volume_ml} for row in cohort.rows]
+    cases = [{"case": row.case_id, **asdict(row.burden), **_volumes(row)} for row in cohort.rows]
+    if config.times == 1:
+        del given["times"]  # written as before there were two
     return {"config": given, "achieved": asdict(cohort.achieved), "cases": cases}
+
+
+def _volumes(row: SynthRow) -> dict[str, object]:
+    if row.changed_ml is None:
+        return {"label_ml": row.volume_ml}
+    return {"stroke_ml": row.volume_ml, "label_ml": row.changed_ml, "changed": row.changed_ml > 0}
 
 
 def _description(config: SynthConfig) -> dict[str, object]:

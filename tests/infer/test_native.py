@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -52,6 +53,17 @@ def test_every_voxel_goes_back_to_its_place(root: Path, tmp_path: Path) -> None:
     expected[tuple(np.rint(at).astype(int).T)] = 1
     assert np.abs(at - np.rint(at)).max() < 1e-3
     assert (np.asanyarray(native.dataobj) == expected).all()
+
+
+def test_the_native_mask_goes_to_the_scan_that_is_named(root: Path, tmp_path: Path) -> None:
+    scans = root / "prepared" / "imagesTs"
+    (done,) = infer_folder(root / "model", scans, tmp_path / "flair", replace(NATIVE, native_scan="flair"))
+    assert done.status == "ok"
+    (failed,) = infer_folder(root / "model", scans, tmp_path / "other", replace(NATIVE, native_scan="flair_2"))
+    assert failed.error is not None
+    assert "has no scan 'flair_2'; there are flair" in failed.error
+    with pytest.raises(InputError, match="add --native"):
+        InferConfig(native_scan="flair_2")
 
 
 def test_without_the_flag_nothing_native_is_written_and_an_earlier_one_goes(root: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from planner.fingerprint import Fingerprint
 from planner.plan import Plan, PlanError, PostprocessRule, Spacing, Triple
-from planner.rules import Planner, explain, make_plan
+from planner.rules import Planner, explain, has_two_times, make_plan
 from tests.planner.fingerprints import STATS, brains, fingerprint
 
 CHANNELS = ("T1", "FLAIR")
@@ -205,6 +205,25 @@ def test_ras_plans_mirror_left_and_right_alone_wherever_that_axis_lies() -> None
     sagittal = fingerprint([(256, 230, 40)], [(0.9, 0.9, 4.0)])
     assert _plan(sagittal, orientation="RAS").mirror_axes == (0,)
     assert _plan(brains()).mirror_axes == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [
+        (("T1", "FLAIR"), False),
+        (("T1", "FLAIR", "T1_2", "FLAIR_2"), True),
+        (("flair", "FLAIR_2"), True),
+        (("T1", "FLAIR_2"), False),  # no namesake: T1_2 may be another sequence's name
+        (("T1_2",), False),
+    ],
+)
+def test_two_times_are_looked_at_where_both_were_scanned(channels: tuple[str, ...], expected: bool) -> None:
+    assert has_two_times(channels) == expected
+    data = fingerprint([(155, 180, 147)] * 10, [(1.0, 1.0, 1.0)] * 10, channels=len(channels))
+    rule = make_plan(data, dataset="d", channels=channels, labels=LABELS).postprocess
+    assert rule == PostprocessRule(threshold=0.2, min_volume_mm3=4.0, common_field=expected)
+    several = make_plan(data, dataset="d", channels=channels, labels={"background": 0, "a": 1, "b": 2})
+    assert not several.postprocess.common_field
 
 
 def test_one_lesion_label_takes_the_papers_mask_rule_and_several_the_most_probable() -> None:

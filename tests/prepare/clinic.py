@@ -72,16 +72,15 @@ def try_case(recipe: CaseRecipe, out: Path) -> Row:
     done = prepare_case(inputs, out / "prepared", config)
     scans = {name: read_scan(path) for name, path in inputs.scans.items()}
     cache = out / "prepared" / "prepare" / "cache" / recipe.case_id
-    brains = {name: brain.mask for name, brain in find_brains(scans, config, cache).items()}
+    brains = {name: brain.mask for name, brain in find_brains(scans, "flair", config, cache).items()}
     record = read_record(record_path(out / "prepared", recipe.case_id))
-    assert case.matrix is not None
     flair = scans["flair"]
     points = brain_points(Scan(array=flair.array, brain=brains["flair"], geometry=flair.geometry))
     found = np.asarray(record["transforms"]["t1"]["matrix"])
     left = {name: _bias_left(scans[name], case, name, config, cache) for name in scans}
     return Row(
-        error_mm=float(displacement_mm(points, found, case.matrix).mean()),
-        identity_mm=float(displacement_mm(points, np.eye(4), case.matrix).mean()),
+        error_mm=float(displacement_mm(points, found, case.matrices["t1"]).mean()),
+        identity_mm=float(displacement_mm(points, np.eye(4), case.matrices["t1"]).mean()),
         **_brain(recipe, case, scans["t1"].geometry, brains["t1"]),
         bias_t1=left["t1"],
         bias_flair=left["flair"],
@@ -93,9 +92,8 @@ def try_case(recipe: CaseRecipe, out: Path) -> Row:
 
 def _brain(recipe: CaseRecipe, case: SynthCase, grid: Geometry, found: Mask) -> dict[str, float]:
     """The found brain of the T1 beside the drawn one. The patient is drawn again: a recipe says all."""
-    assert case.matrix is not None
     head = draw_patient(np.random.default_rng([recipe.seed, 3, recipe.index]), recipe).head
-    to_head = np.linalg.inv(case.matrix).astype(np.float64)
+    to_head = np.linalg.inv(case.matrices["t1"]).astype(np.float64)
 
     def there(inside: Mask) -> Mask:
         return np.asarray(at_points(inside.astype(np.float32), head.affine, grid, to_head) > 0.5)
@@ -118,7 +116,7 @@ def _to_surface(head: Head) -> Mask:
 
 def _bias_left(scan: Native, case: SynthCase, name: str, config: PrepareConfig, cache: Path) -> float:
     """What is left of the drawn field inside the drawn brain."""
-    brain = find_brains({name: scan}, config, cache)[name]
+    brain = find_brains({name: scan}, name, config, cache)[name]
     given, corrected = (np.maximum(a, 1e-6) for a in (scan.array, correct_bias(scan, brain, config, cache)))
     drawn = case.scans[name]
     field = np.log(np.maximum(at_points(drawn.bias, drawn.bias_geometry.affine, scan.geometry, np.eye(4)), 1e-6))

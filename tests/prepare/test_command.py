@@ -45,6 +45,14 @@ def test_one_case_is_named_like_its_first_file(tmp_path: Path) -> None:
     assert (out / "qc" / "t1.png").is_file()
 
 
+def test_a_second_time_needs_a_first(tmp_path: Path) -> None:
+    files = write_head(tmp_path / "p", flair=False, label=False)
+    done = CliRunner().invoke(cli, ["prepare", "--t1-2", str(files.t1), "-o", str(tmp_path / "out")])
+    assert isinstance(done.exception, InputError)
+    assert "neither t1 nor flair is given" in str(done.exception)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "words",
     [

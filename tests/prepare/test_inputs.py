@@ -24,6 +24,25 @@ def test_a_folder_of_patients(tmp_path: Path) -> None:
     assert second == CaseInputs(case_id="b", t1=tmp_path / "b" / "t1.nii.gz")
 
 
+def test_a_second_time_is_two_more_files(tmp_path: Path) -> None:
+    names = ("t1", "flair", "t1_2", "FLAIR_2")
+    touch(*(tmp_path / "a" / f"{name}.nii.gz" for name in names), tmp_path / "b" / "flair.nii.gz")
+    first, second = read_inputs(tmp_path)
+    assert list(first.scans) == ["t1", "flair", "t1_2", "flair_2"]
+    assert first.flair_2 == tmp_path / "a" / "FLAIR_2.nii.gz"
+    assert list(second.scans) == ["flair"]
+    table = tmp_path / "cases.csv"
+    table.write_text("case,flair,flair_2\np1,b/flair.nii.gz,a/FLAIR_2.nii.gz\n")
+    (row,) = read_inputs(table)
+    assert row.scans == {"flair": tmp_path / "b" / "flair.nii.gz", "flair_2": tmp_path / "a" / "FLAIR_2.nii.gz"}
+
+
+def test_a_second_time_without_a_first_is_refused_and_not_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path / "a" / "flair_2.nii.gz", tmp_path / "b" / "flair.nii.gz")
+    with pytest.raises(InputError, match="a: neither t1 nor flair is given"):
+        read_inputs(tmp_path)
+
+
 @pytest.mark.parametrize("separator", [",", ";"])
 def test_a_table_with_columns_in_any_order(tmp_path: Path, separator: str) -> None:
     touch(tmp_path / "one.nii.gz", tmp_path / "two.nii.gz")

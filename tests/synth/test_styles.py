@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from strokenet.synth.burden import Burden
-from strokenet.synth.styles import CaseRecipe, SynthCase, draw_synth_case, marked_voxels
+from strokenet.synth.styles import CaseRecipe, SynthCase, draw_synth_case, marked_voxels, slice_mean
 from tests.synth.phantom import write_mask_mni, write_phantom
 
 
@@ -44,6 +44,14 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> CaseRecipe:
 @pytest.fixture(scope="module")
 def clinic(recipe: CaseRecipe) -> SynthCase:
     return draw_synth_case(recipe)
+
+
+@pytest.mark.parametrize(("thickness", "expected"), [(1, [0, 4, 0]), (2, [1, 2, 1]), (3, [4 / 3, 4 / 3, 4 / 3])])
+def test_a_thick_slice_is_a_mean_about_its_own_voxel(thickness: int, expected: list[float]) -> None:
+    volume = np.zeros((9, 1, 1), np.float32)
+    volume[4] = 4
+    np.testing.assert_allclose(slice_mean(volume, thickness)[3:6, 0, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(slice_mean(volume, thickness).sum(), 4, rtol=1e-6)
 
 
 def test_an_atlas_case_lies_on_the_mni_grid_and_is_stripped() -> None:
@@ -86,7 +94,6 @@ def test_a_clinic_case_has_two_grids_as_in_a_hospital(clinic: SynthCase) -> None
 def test_the_saved_matrix_brings_the_brain_of_t1_onto_that_of_flair(clinic: SynthCase) -> None:
     """The oracle walks the points itself: FLAIR voxel -> FLAIR world -> matrix -> T1 world -> T1 voxel."""
     t1, flair = clinic.scans["t1"].geometry, clinic.scans["flair"].geometry
-    assert clinic.matrix is not None
     voxels = np.stack(np.meshgrid(*(np.arange(n) for n in flair.shape), indexing="ij"), -1).reshape(-1, 3)
     points = np.c_[voxels, np.ones(len(voxels))] @ flair.affine.T
     brain = clinic.brains["t1"].astype(np.float32)
@@ -96,16 +103,15 @@ def test_the_saved_matrix_brings_the_brain_of_t1_onto_that_of_flair(clinic: Synt
         there = ndimage.map_coordinates(brain, at.T, order=1).reshape(flair.shape) > 0.5
         return dice(there, clinic.brains["flair"])
 
-    assert overlap(clinic.matrix) > 0.97
+    assert overlap(clinic.matrices["t1"]) > 0.97
     assert overlap(np.eye(4)) < 0.95
-    assert overlap(np.linalg.inv(clinic.matrix).astype(np.float64)) < 0.95
+    assert overlap(np.linalg.inv(clinic.matrices["t1"]).astype(np.float64)) < 0.95
 
 
 def test_the_motion_between_the_scans_is_rigid_and_within_ten_degrees_and_mm_an_axis(recipe: CaseRecipe) -> None:
     angles = []
     for index in range(4):
-        matrix = draw_synth_case(replace(recipe, index=index)).matrix
-        assert matrix is not None
+        matrix = draw_synth_case(replace(recipe, index=index)).matrices["t1"]
         np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-12)
         assert np.linalg.det(matrix[:3, :3]) == pytest.approx(1)
         angles.append(np.degrees(np.arccos((np.trace(matrix[:3, :3]) - 1) / 2)))
@@ -127,9 +133,7 @@ def test_a_case_is_the_same_again_and_another_by_seed_and_number(recipe: CaseRec
     np.testing.assert_array_equal(again.label, clinic.label)
     for other in (replace(recipe, seed=4), replace(recipe, index=3)):
         drawn = draw_synth_case(other)
-        assert drawn.matrix is not None
-        assert clinic.matrix is not None
-        assert not np.allclose(drawn.matrix, clinic.matrix)
+        assert not np.allclose(drawn.matrices["t1"], clinic.matrices["t1"])
 
 
 def test_a_lesion_thinner_than_half_a_slice_is_marked_all_the_same() -> None:
