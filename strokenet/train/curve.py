@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from strokenet.data.files import replacing
 
 
-def draw_curve(history: Sequence[Mapping[str, float]], path: Path) -> None:
+def draw_curve(history: Sequence[Mapping[str, float]], path: Path, changes: Mapping[int, str] | None = None) -> None:
     """Writes the curve of a run as PNG, atomically.
 
     Args:
         history: one row an epoch with the columns of log.csv. path: the PNG.
+        changes: epoch (0 is the first) -> what begins with it, e.g. fine-tuning; drawn as a line with its name.
     """
     figure = Figure(figsize=(9, 7), layout="constrained")
     FigureCanvasAgg(figure)
@@ -34,6 +35,11 @@ def draw_curve(history: Sequence[Mapping[str, float]], path: Path) -> None:
     top.legend(lines, [str(line.get_label()) for line in lines], loc="upper center", ncols=2, fontsize="small")
     low, high = top.get_ylim()
     top.set_ylim(low, high + 0.25 * (high - low))  # room for the legend
+    for epoch, what in (changes or {}).items():
+        for axes in (top, bottom):
+            axes.axvline(epoch + 0.5, color="0.4", linestyle="--", linewidth=1)
+        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "xytext": (4, 0)}
+        top.annotate(what, (epoch + 0.5, 0.3), rotation=90, color="0.4", **place)
     bottom.plot(epochs, [row["seconds"] for row in history], marker=marker, color="tab:gray")
     bottom.set_ylabel("seconds an epoch")
     bottom.set_ylim(bottom=0)
