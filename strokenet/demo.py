@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from planner.plan import Plan
+from planner.smaller import narrower
 from strokenet import __version__
 from strokenet.data.case import Case, read_case
 from strokenet.data.dataset import CaseFiles
@@ -126,17 +127,11 @@ def _start_folder(root: Path, config: DemoConfig) -> None:
 def _workspace(root: Path, cohort: Cohort, track: Track) -> Workspace:
     """Planned, made narrower, preprocessed."""
     planned = plan_workspace(cohort.dataset.root, root, PlanConfig(gpu_memory_gb=GPU_MEMORY_GB, jobs=1), track)
-    plan = narrower(planned.plan)
+    plan = narrower(planned.plan, NARROWER)
     planned.workspace.write_plan(plan)
     _log.info("plan: patch %s at %s mm, %s", plan.patch, _rounded(plan.spacing), _features(plan))
     preprocess_workspace(root, track=track)
     return planned.workspace
-
-
-def narrower(plan: Plan) -> Plan:
-    """The plan with half of the features at every level."""
-    features = tuple(max(1, f // NARROWER) for f in plan.network.features)
-    return replace(plan, network=replace(plan.network, features=features))
 
 
 def _train(workspace: Workspace, minutes: float, seed: int, track: Track) -> int:

@@ -10,11 +10,10 @@ import pytest
 from PIL import Image
 
 from strokenet.data.errors import InputError
-from strokenet.demo import DemoConfig, DemoOutcome, narrower, run_demo
+from strokenet.demo import DemoConfig, DemoOutcome, run_demo
 from strokenet.infer.infer import InferConfig, infer_folder
 from strokenet.report import show_demo
 from strokenet.workspace import Workspace
-from tests.plans import tiny_plan
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +81,3 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not empty and holds no earlier demo"):
         run_demo(tmp_path, DemoConfig())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_the_network_is_made_narrower_and_nothing_else_changes() -> None:
-    plan = tiny_plan()
-    small = narrower(plan)
-    assert small.network.features == (2, 4, 4)
-    assert (small.patch, small.spacing, small.network.strides) == (plan.patch, plan.spacing, plan.network.strides)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -21,13 +21,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from planner.fingerprint import Fingerprint
 from planner.rules import make_plan
+from planner.smaller import at_spacing, narrower
 from strokenet.console import start_logging, tracking
 from strokenet.data.files import write_json
 from strokenet.data.nifti import read_volume
 from strokenet.data.track import Track
-from strokenet.demo import narrower
+from strokenet.demo import GPU_MEMORY_GB, NARROWER
 from strokenet.evaluate.evaluate import evaluate_paths
 from strokenet.evaluate.records import Evaluation
 from strokenet.infer.infer import InferConfig, infer_folder
@@ -44,13 +44,12 @@ from strokenet.workspace import Workspace
 
 TEST_SEED = 1000  # added to the seed for the test cohort
 STEPS_AN_EPOCH, VAL_STEPS = 25, 1
-GPU_MEMORY_GB = 0.3  # of the plan, as in the demo
 WANTED_DICE, WANTED_FALSE = 0.5, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """train, test: pairs. steps: of training. mm: spacing of the plan, at least; the scans keep theirs."""
+    """train, test: pairs. steps: of training. mm: spacing of the plan; the scans keep theirs."""
 
     train: int
     test: int
@@ -78,7 +77,7 @@ class Outcome:
 @click.option("--steps", default=1500, show_default=True, help="Steps of training.")
 @click.option("--jobs", default=2, show_default=True, help="Processes that draw and prepare.")
 @click.option("--seed", default=0, show_default=True, help="Of the cohorts and the training.")
-@click.option("--mm", default=2.0, show_default=True, help="Voxels of the plan, at least so large.")
+@click.option("--mm", default=2.0, show_default=True, help="Voxels of the plan.")
 @click.option("--bias/--no-bias", default=True, show_default=True, help="N4 in prepare.")
 def main(out: Path, train_: int, test: int, steps: int, jobs: int, seed: int, mm: float, bias: bool) -> None:
     """The whole of it into OUT."""
@@ -127,32 +126,21 @@ def run(out: Path, settings: Settings, track: Track) -> Outcome:
 
 
 def plan_coarsely(out: Path, settings: Settings, track: Track) -> Workspace:
-    """The plan of scans whose voxels are no finer than `mm`, and its network at half the features; preprocessed."""
+    """The plan of scans brought to voxels of `mm`, and its network at the demo's width; preprocessed."""
     workspace = Workspace(out / "workspace")
     if workspace.is_started:
         return workspace
     planned = plan_workspace(out / "train", workspace.root, PlanConfig(gpu_memory_gb=GPU_MEMORY_GB, jobs=1), track)
     coarse = make_plan(
-        coarser(planned.fingerprint, settings.mm),
+        at_spacing(planned.fingerprint, settings.mm),
         dataset=planned.plan.dataset,
         channels=planned.plan.channels,
         labels=planned.plan.labels,
         gpu_memory_gb=GPU_MEMORY_GB,
     )
-    workspace.write_plan(narrower(coarse))
+    workspace.write_plan(narrower(coarse, NARROWER))
     preprocess_workspace(workspace.root, jobs=1, track=track)
     return workspace
-
-
-def coarser(fingerprint: Fingerprint, mm: float) -> Fingerprint:
-    """The fingerprint of the same heads on voxels of at least `mm`."""
-    spacings, shapes = [], []
-    for spacing, shape in zip(fingerprint.spacings, fingerprint.shapes_after_crop, strict=True):
-        d, h, w = (max(mm, s) for s in spacing)
-        a, b, c = (max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, (d, h, w), strict=True))
-        spacings.append((d, h, w))
-        shapes.append((a, b, c))
-    return replace(fingerprint, spacings=tuple(spacings), shapes_after_crop=tuple(shapes))
 
 
 def train_on_all(workspace: Workspace, settings: Settings, track: Track) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from kernels.components import label_components
 from strokenet.data.files import replacing
 from strokenet.data.geometry import Spacing, Triple
-from strokenet.evaluate.metrics import dice
+from strokenet.data.overlap import dice
 from strokenet.preprocess.crop import Box, bounding_box
 
 _GROUP_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

@@ -24,6 +24,7 @@ from strokenet.data.case import read_case, read_label
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json, write_json
 from strokenet.data.nifti import read_volume
+from strokenet.data.overlap import dice_of_counts, overlap
 from strokenet.data.splits import Split
 from strokenet.data.track import Track, silent
 from strokenet.evaluate.evaluate import check_out
@@ -80,18 +81,12 @@ def fit_postprocessing(
     _require_maps_of(model, prediction)
     if out is not None:
         _check_grid_file(out, workspace, prediction, reference)
-    usable, left_out = _usable(find_pairs(prediction, reference, missing_are="left out"), prediction, workspace)
-    for case, why in left_out.items():
-        _log.warning("%s: left out: %s", case, why)
-    if not usable:
-        raise InputError(
-            f"{prediction}: no case to fit on ({next(iter(left_out.values()))}); "
-            f"run `strokenet infer {model} --validation --probabilities -o MASKS`"
-        )
+    pairs = find_pairs(prediction, reference, missing_are="left out")
+    usable, left_out = _usable(pairs, prediction, workspace, plan)
     assert now.threshold is not None
     thresholds, volumes = tuple(sorted({*THRESHOLDS, now.threshold})), tuple(sorted({*VOLUMES_MM3, now.min_volume_mm3}))
     tables = [
-        _case_table(pair, prediction, workspace, thresholds, volumes)
+        _case_table(pair, prediction, workspace, plan, thresholds, volumes)
         for pair in track(usable, total=len(usable), what="fit")
     ]
     dice = np.mean(tables, axis=0)
@@ -134,7 +129,7 @@ def dice_table(
         labels, sizes = label_components(probability > np.float32(threshold), connectivity)
         hits = np.bincount(labels[reference], minlength=len(sizes))
         kept = (sizes[1:] * voxel_volume_mm3 > limits) | (limits <= 0)  # (V, components)
-        table[row] = _dice(kept @ hits[1:], kept @ sizes[1:], true)
+        table[row] = dice_of_counts(kept @ hits[1:], kept @ sizes[1:], true)
     return table
 
 
@@ -147,18 +142,13 @@ def dice_table_of_rule(
     rule: PostprocessRule,
 ) -> NDArray[np.float64]:
     """The same with the rule's min_peak and trim_below, by a mask a pair: what is trimmed hangs on both."""
-    maps, true = np.stack([1 - probability, probability]), int(np.count_nonzero(reference))
+    maps = np.stack([1 - probability, probability])
     table = np.empty((len(thresholds), len(volumes_mm3)))
     for (row, threshold), (column, volume) in product(enumerate(thresholds), enumerate(volumes_mm3)):
         tried = replace(rule, threshold=threshold, min_volume_mm3=volume, common_field=False)
         mask = postprocess(maps, tried, voxel_volume_mm3) != 0
-        table[row, column] = _dice(np.count_nonzero(mask & reference), np.count_nonzero(mask), true)
+        table[row, column] = dice_of_counts(*overlap(mask, reference))
     return table
-
-
-def _dice(common: Any, found: Any, true: int) -> Any:
-    """2 common / (found + true), 1 where both are empty; of numbers or arrays."""
-    return np.where(found + true > 0, 2 * common / np.maximum(found + true, 1), 1.0)
 
 
 def best_rule(
@@ -213,10 +203,11 @@ def _check_grid_file(out: Path, workspace: Workspace, prediction: Path, referenc
         raise InputError(f"{out}: is read here and would be lost; give the grid another name, e.g. fit.json")
 
 
-def _usable(pairs: Sequence[Pair], prediction: Path, workspace: Workspace) -> tuple[list[Pair], dict[str, str]]:
-    """The cases with a map by networks that were not trained on them; and why not the others."""
-    rows, plan = earlier_rows(prediction), workspace.read_plan()
-    splits = workspace.read_splits()
+def _usable(
+    pairs: Sequence[Pair], prediction: Path, workspace: Workspace, plan: Plan
+) -> tuple[list[Pair], dict[str, str]]:
+    """The cases with a map by networks that were not trained on them, one at least; and why not the others."""
+    rows, splits = earlier_rows(prediction), workspace.read_splits()
     usable, left_out = [], {}
     for pair in (pair for pair in pairs if pair.prediction is not None):
         why = _unusable(rows.get(pair.case), pair.case, splits)
@@ -226,6 +217,12 @@ def _usable(pairs: Sequence[Pair], prediction: Path, workspace: Workspace) -> tu
             usable.append(pair)
         else:
             left_out[pair.case] = why
+            _log.warning("%s: left out: %s", pair.case, why)
+    if not usable:
+        raise InputError(
+            f"{prediction}: no case to fit on ({next(iter(left_out.values()))}); "
+            f"run `strokenet infer {workspace.root} --validation --probabilities -o MASKS`"
+        )
     return usable, left_out
 
 
@@ -247,10 +244,14 @@ def _map_of(prediction: Path, case: str, plan: Plan) -> Path:
 
 
 def _case_table(
-    pair: Pair, prediction: Path, workspace: Workspace, thresholds: Sequence[float], volumes: Sequence[float]
+    pair: Pair,
+    prediction: Path,
+    workspace: Workspace,
+    plan: Plan,
+    thresholds: Sequence[float],
+    volumes: Sequence[float],
 ) -> NDArray[np.float64]:
     """The table of one case; the map is cut to the common field of view where the plan's rule asks for it."""
-    plan = workspace.read_plan()
     true = read_label(pair.reference, plan.labels)
     found = read_volume(_map_of(prediction, pair.case, plan))
     check_grid(f"probability map of {pair.case}", found.geometry, true.geometry)

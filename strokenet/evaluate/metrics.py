@@ -18,6 +18,7 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 from scipy.spatial import KDTree
 
 from strokenet.data.geometry import Spacing
+from strokenet.data.overlap import dice_of_counts, overlap
 from strokenet.preprocess.crop import bounding_box
 
 PERCENTILE = 95.0
@@ -54,11 +55,11 @@ def voxel_scores(prediction: NDArray[np.bool_], reference: NDArray[np.bool_], sp
     Args:
         prediction, reference: (D, H, W) bool. spacing: mm (D, H, W).
     """
-    common, predicted, true = _counts(prediction, reference)
+    common, predicted, true = overlap(prediction, reference)
     ml = float(np.prod(np.asarray(spacing, dtype=np.float64))) / _MM3_PER_ML
     nothing = 0.0 if predicted or true else 1.0  # the value of 0 / 0
     return VoxelScores(
-        dice=dice(prediction, reference),
+        dice=float(dice_of_counts(common, predicted, true)),
         iou=common / (predicted + true - common) if predicted + true else nothing,
         sensitivity=common / true if true else nothing,
         precision=common / predicted if predicted else nothing,
@@ -68,12 +69,6 @@ def voxel_scores(prediction: NDArray[np.bool_], reference: NDArray[np.bool_], sp
         volume_difference_ml=(predicted - true) * ml,
         absolute_volume_difference_ml=abs(predicted - true) * ml,
     )
-
-
-def dice(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> float:
-    """Dice 2|P and R| / (|P| + |R|) of two masks (D, H, W) bool; 1 where both are empty."""
-    common, predicted, true = _counts(prediction, reference)
-    return 2 * common / (predicted + true) if predicted + true else 1.0
 
 
 def hd95_mm(prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: Spacing) -> float:
@@ -104,12 +99,6 @@ def hd95_mm(prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing
 def diagonal_mm(shape: tuple[int, ...], spacing: Spacing) -> float:
     """Diagonal of a volume of shape (D, H, W), outer edge to outer edge, in mm."""
     return float(np.linalg.norm(np.multiply(shape, spacing)))
-
-
-def _counts(prediction: NDArray[np.bool_], reference: NDArray[np.bool_]) -> tuple[int, int, int]:
-    """Voxels in both masks, in the prediction, in the reference."""
-    common = int(np.count_nonzero(prediction & reference))
-    return common, int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
 
 
 def _border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from strokenet.data.case import Case
+from strokenet.data.overlap import dice
 from strokenet.data.track import Track, silent
 from strokenet.infer.predict import InferConfig, Prediction, predict
 from strokenet.model.checkpoint import Model
@@ -80,7 +80,7 @@ def compare(together: Prediction, alone: Mapping[str, Prediction], voxel_volume_
     lesion, sure = together.mask > 0, confidence(together)
     found = {
         name: Alone(
-            dice=_dice(one.mask > 0, lesion),
+            dice=dice(one.mask > 0, lesion),
             lesion_volume_ml=float(np.count_nonzero(one.mask)) * voxel_volume_mm3 / 1000,
             confidence=confidence(one),
         )
@@ -94,9 +94,3 @@ def confidence(prediction: Prediction) -> float | None:
     """Mean lesion probability over the mask, 0 .. 1; None where the mask is empty."""
     background = prediction.probability[0][prediction.mask > 0]  # (D, H, W) -> (n,)
     return 1.0 - float(background.mean(dtype=np.float64)) if len(background) else None
-
-
-def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """2 |A and B| / (|A| + |B|), and 1 of two empty masks (the rule of `evaluate`, ISLES'22)."""
-    size = np.count_nonzero(one) + np.count_nonzero(other)
-    return 2.0 * np.count_nonzero(one & other) / size if size else 1.0

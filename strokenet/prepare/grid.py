@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from strokenet.data.errors import InputError
 from strokenet.data.geometry import Geometry
+from strokenet.data.overlap import dice
 from strokenet.prepare.config import time_of
 from strokenet.prepare.itk import Matrix, resample, resample_label, resample_mask
 from strokenet.prepare.scans import Given, Native
@@ -80,7 +81,7 @@ def on_one_grid(given: Given, found: Found, corrected: Mapping[str, NDArray[np.f
         box=box,
         grid=grid,
         lost_ml=lost_ml,
-        agreement=min((_dice(a, b) for a, b in combinations(carried.values(), 2)), default=None),
+        agreement=min((dice(a, b) for a, b in combinations(carried.values(), 2)), default=None),
     )
 
 
@@ -151,7 +152,3 @@ def _carry_label(given: Given, transforms: Mapping[str, Matrix], box: Box) -> tu
     kept = np.ascontiguousarray(whole[box.slices])
     lost = int(np.count_nonzero(whole)) - int(np.count_nonzero(kept))
     return kept, lost * grid.voxel_volume_mm3 / 1000
-
-
-def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    return 2 * float(np.count_nonzero(a & b)) / max(1, int(a.sum()) + int(b.sum()))

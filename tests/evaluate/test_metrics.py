@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from strokenet.evaluate.metrics import dice, hd95_mm, voxel_scores
+from strokenet.data.overlap import dice
+from strokenet.evaluate.metrics import hd95_mm, voxel_scores
 
 Mask = NDArray[np.bool_]
 SPACING = (3.0, 0.7, 1.1)

@@ -20,11 +20,10 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from strokenet.data.case import read_label
 from strokenet.data.geometry import Geometry
-from strokenet.evaluate.metrics import voxel_scores
+from strokenet.data.overlap import dice
 from strokenet.prepare.config import PrepareConfig
 from strokenet.prepare.inputs import CaseInputs
 from strokenet.prepare.prepare import prepare_case
@@ -136,11 +135,6 @@ def _round_trip(inputs: CaseInputs, prepared: Path) -> float:
 def _on_t1(inputs: CaseInputs, prepared: Path) -> float:
     prepare_case(inputs, prepared, PrepareConfig(reference="t1", bias=False))
     return _round_trip(inputs, prepared)
-
-
-def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Dice of two masks."""
-    return voxel_scores(a, b, (1.0, 1.0, 1.0)).dice
 
 
 def table(rows: Mapping[str, Row]) -> str:

@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from planner.smaller import narrower
 from strokenet.data.case import Case, read_case
 from strokenet.data.dataset import CaseFiles
 from strokenet.data.files import write_json
-from strokenet.demo import GPU_MEMORY_GB, narrower
-from strokenet.evaluate.metrics import dice
+from strokenet.data.overlap import dice
+from strokenet.demo import GPU_MEMORY_GB, NARROWER
 from strokenet.infer.agreement import compare
 from strokenet.infer.predict import InferConfig, Prediction, predict
 from strokenet.model.checkpoint import Model, load_model
@@ -71,7 +72,7 @@ def narrowed(dataset: Path, out: Path, channels: Sequence[str]) -> Path:
 def trained(dataset: Path, root: Path, *, steps: int, p: float, seed: int) -> Model:
     """Planned as the demo plans, preprocessed, and trained on all cases for so many steps on the CPU."""
     planned = plan_workspace(dataset, root, PlanConfig(gpu_memory_gb=GPU_MEMORY_GB, jobs=1))
-    planned.workspace.write_plan(narrower(planned.plan))
+    planned.workspace.write_plan(narrower(planned.plan, NARROWER))
     preprocess_workspace(root)
     config = TrainConfig(
         fold="all",

@@ -19,7 +19,7 @@ from typing import Any
 from planner.fingerprint import Fingerprint
 from planner.plan import Plan
 from planner.rules import make_plan
-from planner.spacing import resampled_shape
+from planner.smaller import at_spacing, narrower
 from strokenet.data.dataset import CaseFiles
 from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
@@ -110,18 +110,14 @@ def plan_at(fingerprint: Fingerprint, plan: Plan, scale: Scale) -> Plan:
 
     The planner sees the fingerprint of cases that were brought to this spacing; all else it decides itself.
     """
-    edge = scale.spacing_mm
-    shapes = zip(fingerprint.shapes_after_crop, fingerprint.spacings, strict=True)
-    brought = replace(
-        fingerprint,
-        shapes_after_crop=tuple(resampled_shape(shape, spacing, (edge, edge, edge)) for shape, spacing in shapes),
-        spacings=((edge, edge, edge),) * len(fingerprint.spacings),
-    )
     made = make_plan(
-        brought, dataset=plan.dataset, channels=plan.channels, labels=plan.labels, gpu_memory_gb=scale.gpu_memory_gb
+        at_spacing(fingerprint, scale.spacing_mm),
+        dataset=plan.dataset,
+        channels=plan.channels,
+        labels=plan.labels,
+        gpu_memory_gb=scale.gpu_memory_gb,
     )
-    features = tuple(max(1, n // scale.narrower) for n in made.network.features)
-    return replace(made, network=replace(made.network, features=features))
+    return narrower(made, scale.narrower)
 
 
 def validation_cases(workspace: Workspace) -> tuple[CaseFiles, ...]:
