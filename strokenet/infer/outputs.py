@@ -25,6 +25,7 @@ from strokenet.data.errors import InputError
 from strokenet.data.files import read_json, safe_name
 from strokenet.data.header import Header
 from strokenet.data.nifti import write_mask, write_probability
+from strokenet.prepare.itk import sitk
 from strokenet.prepare.record import read_record, record_path
 
 RESULTS = "results.json"
@@ -104,11 +105,12 @@ def write_outputs(
 
 
 def require_records(inputs: Sequence[CaseFiles]) -> None:
-    """Refuses --native for scans of which none comes from `strokenet prepare`: each would fail after its inference.
+    """Refuses --native where every case would fail after its inference.
 
     Raises:
-        InputError: no case has a record.
+        InputError: SimpleITK is not installed, or no case comes from `strokenet prepare`.
     """
+    sitk()
     if not any(_record_of(files).is_file() for files in inputs):
         raise InputError(
             f"--native: {_record_of(inputs[0])} is not there; give scans where `strokenet prepare` left them"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def test_every_voxel_goes_back_to_its_place(root: Path, tmp_path: Path) -> None:
     expected[tuple(np.rint(at).astype(int).T)] = 1
     assert np.abs(at - np.rint(at)).max() < 1e-3
     assert (np.asanyarray(native.dataobj) == expected).all()
+
+
+def test_without_simpleitk_it_is_refused_before_a_case_is_computed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)  # its import then fails
+    with pytest.raises(InputError, match="SimpleITK is not installed; run `pip install"):
+        infer_folder(root / "model", root / "prepared" / "imagesTs", tmp_path / "out", NATIVE)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_native_mask_goes_to_the_scan_that_is_named(root: Path, tmp_path: Path) -> None:
