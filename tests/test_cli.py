@@ -75,11 +75,13 @@ def shell(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_answers_within_three_tenths_of_a_second() -> None:
+    """Of CPU time: what a busy machine makes it wait is not the command's."""
     seconds = []
     for _ in range(5):
-        began = time.perf_counter()
+        before = os.times()
         done = shell("-m", "strokenet", "--help")
-        seconds.append(time.perf_counter() - began)
+        after = os.times()
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert done.returncode == 0
         assert "plan, preprocess, train, infer, evaluate" in done.stdout
     assert statistics.median(seconds) < 0.3
