@@ -19,7 +19,7 @@ from planner.plan import Plan
 from strokenet.data.errors import InputError
 from strokenet.data.files import new_folder, write_json
 from strokenet.model.adapt import Fate, adapt_weights, channel_shares, fresh_weights
-from strokenet.model.checkpoint import load_weights, save_weights
+from strokenet.model.checkpoint import load_weights, save_weights, trained_dropout
 from strokenet.workspace import Workspace
 
 _log = logging.getLogger("strokenet")
@@ -70,6 +70,7 @@ def adapt_model(source: Path, target: Path, out: Path, config: AdaptConfig) -> A
         raise InputError(f"{source}: no trained fold to adapt; give the folder of a trained model")
     shares = channel_shares(theirs.channels, ours.channels, config.channels)
     fresh, keep = fresh_weights(ours, config.seed), same_labels(theirs, ours)
+    dropout = trained_dropout(source, folds)
     with new_folder(out) as folder:
         for fold in folds:
             file = model.fold(fold).weights
@@ -87,7 +88,7 @@ def adapt_model(source: Path, target: Path, out: Path, config: AdaptConfig) -> A
             heads="kept" if keep else "new",
             fates=done.fates,
             dropped=done.dropped,
-            warnings=_warnings(theirs, ours, shares),
+            warnings=_warnings(theirs, ours, shares, dropout),
             notes=_notes(theirs, ours),
         )
         Workspace(folder).write_plan(ours)
@@ -126,8 +127,8 @@ def _named(theirs: Plan, ours: Plan, shares: Tensor) -> dict[str, dict[str, floa
     }
 
 
-def _warnings(theirs: Plan, ours: Plan, shares: Tensor) -> tuple[str, ...]:
-    """Where the adapted network will see other images than it has learned from."""
+def _warnings(theirs: Plan, ours: Plan, shares: Tensor, dropout: float) -> tuple[str, ...]:
+    """Where the adapted network will see other images than it has learned from, and what it no longer claims."""
     lines = []
     if (theirs.orientation, theirs.transpose) != (ours.orientation, ours.transpose):
         lines.append(
@@ -143,6 +144,11 @@ def _warnings(theirs: Plan, ours: Plan, shares: Tensor) -> tuple[str, ...]:
         for n, new in enumerate(ours.channels)
         if shares[m, n] and _normalisation(theirs, m) != _normalisation(ours, n)
     ]
+    if dropout:
+        lines.append(
+            "modality dropout: the model segments any of its channels; the adapted one asks for all, until it is "
+            "trained with --modality-dropout again"
+        )
     return tuple(lines)
 
 

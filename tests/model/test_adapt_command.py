@@ -209,3 +209,11 @@ def test_a_map_that_is_no_pair_is_wrong_usage(
     assert done.exit_code == 2
     assert "write NEW=OLD, NEW=zero or NEW=mean" in done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_it_is_said_that_the_adapted_model_asks_for_all_channels(work: Workspace, tmp_path: Path) -> None:
+    for name, dropout in (("plain", 0.0), ("any", 0.5)):
+        write_model(tmp_path / name, dropout=dropout)
+        done = adapt_model(tmp_path / name, work.root, tmp_path / f"{name}_adapted", PLAIN)
+        assert any("modality dropout" in line for line in done.warnings) == bool(dropout)
+        assert load_model(tmp_path / f"{name}_adapted").modality_dropout == 0
