@@ -53,7 +53,7 @@ _NOTES = {"missing_prediction": "no file", "both_empty": "both empty", "ref_empt
 
 def show_synth(cohort: SynthCohort, *, as_json: bool) -> None:
     """What the cohort has beside the paper's Table I, and the next command."""
-    from strokenet.synth.burden import MEAN_ML, MEDIAN_ML, PRIMARY
+    from strokenet.synth.burden import MEAN_ML, MEDIAN_ML, PRIMARY, SECONDARY
 
     if as_json:
         from strokenet.data.files import read_json
@@ -66,6 +66,10 @@ def show_synth(cohort: SynthCohort, *, as_json: bool) -> None:
         ("mean lesion, ml", f"{got.mean_ml:.2f}", f"{MEAN_ML:.2f}"),
         ("range, ml", f"{got.smallest_ml:.2f} to {got.largest_ml:.1f}", ""),
         *((f"{side}, share", f"{getattr(got, side):.2f}", f"{share:.2f}") for side, share in PRIMARY.items()),
+        *(
+            (f"a second one {side}", f"{getattr(got, f'second_{side}'):.2f}", f"{share:.2f}")
+            for side, share in SECONDARY.items()
+        ),
     ]
     columns = ("this cohort", "Table I")
     show_table(f"{got.cases} semi-synthetic cases", ("what", *columns), rows, numbers=columns)

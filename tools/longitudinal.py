@@ -73,7 +73,7 @@ class Outcome:
 @click.command()
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--train", "train_", default=20, show_default=True, help="Pairs to train on.")
-@click.option("--test", default=8, show_default=True, help="Pairs to test with; every fourth is unchanged.")
+@click.option("--test", default=8, show_default=True, help="Pairs to test with; one of four is unchanged.")
 @click.option("--steps", default=1500, show_default=True, help="Steps of training.")
 @click.option("--jobs", default=2, show_default=True, help="Processes that draw and prepare.")
 @click.option("--seed", default=0, show_default=True, help="Of the cohorts and the training.")

@@ -24,7 +24,7 @@ SMALLEST_ML, LARGEST_ML = 0.03, 300.0
 PRIMARY: dict[Side, float] = {"left": 0.45, "right": 0.44, "other": 0.11}  # Meddahi 2024, Table I
 SECONDARY: dict[Side, float] = {"left": 0.14, "right": 0.15, "other": 0.09}  # the same; the rest has none
 SECOND_PART = (0.05, 0.3)  # of the volume that a second stroke takes
-SECOND_FROM_ML = 0.5  # a smaller burden is one stroke
+SECOND_FROM_ML = 0.5  # a smaller burden is one stroke; the others have so many more that the shares are the table's
 DIRECTION: dict[Side, int] = {"left": -1, "right": 1, "other": 0}
 
 
@@ -45,8 +45,9 @@ class Burden:
 
 @dataclass(frozen=True, kw_only=True)
 class Achieved:
-    """What a cohort has in the end, beside Table I. volumes in ml of the label as written; shares of the main stroke's
-    side."""
+    """What a cohort has in the end, beside Table I. Volumes in ml of the label as written; shares of all cases, by the
+    side of the main stroke and, second_..., of a second one.
+    """
 
     cases: int
     median_ml: float
@@ -56,6 +57,9 @@ class Achieved:
     left: float
     right: float
     other: float
+    second_left: float
+    second_right: float
+    second_other: float
 
 
 def draw_burden(seed: int, index: int) -> Burden:
@@ -63,7 +67,7 @@ def draw_burden(seed: int, index: int) -> Burden:
     shift = np.random.default_rng([seed, 1793]).random(3)
     total = volume_at((_inverse(index, 2) + shift[0]) % 1)
     side = _side_at((_inverse(index, 3) + shift[1]) % 1, PRIMARY)
-    second = _side_at((_inverse(index, 5) + shift[2]) % 1, SECONDARY)
+    second = _side_at((_inverse(index, 5) + shift[2]) % 1 * _share_from(SECOND_FROM_ML), SECONDARY)
     if side is None:  # rounding of the shares
         side = "other"
     if second is None or total < SECOND_FROM_ML:
@@ -79,8 +83,9 @@ def volume_at(share: float) -> float:
     return min(max(volume, SMALLEST_ML), LARGEST_ML)
 
 
-def achieved(volumes_ml: Sequence[float], sides: Sequence[Side]) -> Achieved:
-    """Median, mean, range and hemispheres of a cohort of one case at least."""
+def achieved(volumes_ml: Sequence[float], burdens: Sequence[Burden]) -> Achieved:
+    """Median, mean and range of the volumes as written, and hemispheres, of a cohort of one case at least."""
+    sides, seconds = ([of.side for of in burdens], [of.second_side for of in burdens])
     return Achieved(
         cases=len(volumes_ml),
         median_ml=float(np.median(volumes_ml)),
@@ -90,7 +95,15 @@ def achieved(volumes_ml: Sequence[float], sides: Sequence[Side]) -> Achieved:
         left=sides.count("left") / len(sides),
         right=sides.count("right") / len(sides),
         other=sides.count("other") / len(sides),
+        second_left=seconds.count("left") / len(sides),
+        second_right=seconds.count("right") / len(sides),
+        second_other=seconds.count("other") / len(sides),
     )
+
+
+def _share_from(volume_ml: float) -> float:
+    """Share of the cases whose burden is at least this."""
+    return 1 - NormalDist().cdf(log(volume_ml / MEDIAN_ML) / _spread())
 
 
 @lru_cache(maxsize=1)

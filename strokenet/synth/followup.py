@@ -1,8 +1,8 @@
 """Follow-up: the same patient at a second time, and the tissue that changed between the two (Meddahi 2024, III.B).
 
 Comes in: the Patient of styles.py at the first time, and the masks to take strokes from. Goes out: the patient at the
-second time and the changed tissue. Three of four patients have new strokes, or one that has grown, or both; the fourth
-is unchanged, so that a model is also measured by what it finds where there is nothing. Old strokes may shrink a little,
+second time and the changed tissue. Three of four patients have new strokes, or one that has grown, or both; one is
+unchanged, so that a model is also measured by what it finds where there is nothing. Old strokes may shrink a little,
 which is no change that is looked for. Head and hyperintensities stay. Numbers are our own choice.
 """
 
@@ -24,7 +24,7 @@ from strokenet.synth.signal import Overlay
 
 Kind = Literal["none", "new", "grown", "both"]
 
-UNCHANGED_EVERY = 4  # every fourth case of a cohort
+UNCHANGED_ONE_OF = 4  # cases in a row of a cohort
 KINDS: dict[Kind, float] = {"new": 0.5, "grown": 0.25, "both": 0.25}  # of the changed cases
 NEW_ML, NEW_STROKES = (0.5, 15.0), (1, 3)  # volume of each new stroke, log-uniform; how many
 GROWN, GROWN_ML = (0.3, 0.9), (0.5, 15.0)  # growth as a share of the old volume, within these limits
@@ -49,11 +49,21 @@ class Followup:
     masks: tuple[str, ...]
 
 
-def kind_of(rng: np.random.Generator, index: int) -> Kind:
-    """What happens to case `index` of a cohort: nothing to the fourth, eighth, twelfth ..."""
-    if index % UNCHANGED_EVERY == UNCHANGED_EVERY - 1:
+def kind_of(seed: int, index: int) -> Kind:
+    """What happens to case `index` of a cohort: nothing to one of its cases 0 to 3, one of 4 to 7 ...
+
+    Which one is drawn: volumes run evenly through the cases (burden.py), so that every fourth would have old strokes of
+    one size, and a network could tell by it that nothing is new.
+    """
+    if unchanged_in(seed, index // UNCHANGED_ONE_OF) == index % UNCHANGED_ONE_OF:
         return "none"
+    rng = np.random.default_rng([seed, 6, index])
     return list(KINDS)[int(rng.choice(len(KINDS), p=list(KINDS.values())))]
+
+
+def unchanged_in(seed: int, block: int) -> int:
+    """Which case of so many in a row is unchanged, 0 the first."""
+    return int(np.random.default_rng([seed, 5, block]).integers(UNCHANGED_ONE_OF))
 
 
 def draw_followup(

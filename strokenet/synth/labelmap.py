@@ -40,8 +40,11 @@ EXTRACTED_LEVEL = 0.17  # and at this one, some 2 mm further out in the CSF, whe
 
 LABELS = {  # number -> what it looks like; left and right look alike
     0: Matter.AIR,
-    2: Matter.WHITE, 41: Matter.WHITE, 25: Matter.WHITE, 57: Matter.WHITE, 77: Matter.WHITE,  # 25, 57, 77: spots
+    2: Matter.WHITE, 41: Matter.WHITE, 25: Matter.WHITE, 57: Matter.WHITE,  # 25, 57 and 77 to 82: spots
+    **dict.fromkeys(range(77, 83), Matter.WHITE),
+    **dict.fromkeys(range(250, 256), Matter.WHITE),  # fornix and corpus callosum
     3: Matter.CORTEX, 42: Matter.CORTEX,
+    **dict.fromkeys([*range(1000, 1036), *range(2000, 2036)], Matter.CORTEX),  # aparc+aseg: cortex by region
     4: Matter.VENTRICLE, 43: Matter.VENTRICLE, 5: Matter.VENTRICLE, 44: Matter.VENTRICLE,
     14: Matter.VENTRICLE, 15: Matter.VENTRICLE, 72: Matter.VENTRICLE,
     7: Matter.CEREBELLAR_WHITE, 46: Matter.CEREBELLAR_WHITE,
@@ -59,6 +62,7 @@ LABELS = {  # number -> what it looks like; left and right look alike
     502: Matter.ARTERY, 506: Matter.EYE, 507: Matter.SOFT, 508: Matter.MUSCLE, 509: Matter.MUCOSA, 511: Matter.SKIN,
     512: Matter.CORD, 514: Matter.VEIN, 515: Matter.BONE, 516: Matter.MARROW, 530: Matter.NERVE,
 }  # fmt: skip
+SIDES = ((2,), (41,), (3, *range(1000, 1036)), (42, *range(2000, 2036)))  # white matter and cortex: all are needed
 BRAIN = (
     Matter.VENTRICLE, Matter.CHOROID, Matter.CORTEX, Matter.WHITE, Matter.THALAMUS, Matter.STRIATUM, Matter.PALLIDUM,
     Matter.HIPPOCAMPUS, Matter.CEREBELLAR_GREY, Matter.CEREBELLAR_WHITE, Matter.STEM,
@@ -108,7 +112,7 @@ def read_label_map(path: Path) -> LabelMap:
     if strange.any() or (number != stored).any():
         value = float(stored[strange][0]) if strange.any() else "a fraction"
         raise InputError(f"{path}: holds {value}, no FreeSurfer label that is known here; give an aseg-like label map")
-    if not all((number == left).any() and (number == right).any() for left, right in ((2, 41), (3, 42))):
+    if not all(np.isin(number, side).any() for side in SIDES):
         raise InputError(f"{path}: labels 2, 3, 41 and 42 (white matter and cortex) are needed; give a whole head")
     return _measured(matter, number, np.array(turn.permute(volume.geometry.spacing)))
 

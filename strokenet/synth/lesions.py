@@ -27,7 +27,7 @@ MAIN_ML, SECOND_ML, SATELLITE_ML = (5.0, 40.0), (0.8, 5.0), (0.3, 0.8)
 SECOND_SHARE, SATELLITE_SHARE = 0.2, 0.25  # of the cases
 PLACES_TRIED, ROOM = 8, 0.75  # a place with less room than this share of the volume is given up
 RIM_MM = (3.2, 5.0)
-FLUID = (0.35, 0.85)  # of the middle of a cavity: few are empty
+FLUID = (0.35, 0.85)  # of the middle of a cavity; in the demo few are empty
 TENTORIUM_MM = -12.0  # strokes are drawn in the hemispheres, above this height
 PERIVENTRICULAR_ML, DEEP_ML = (5.0, 18.0), (1.5, 6.0)
 EDGE_VOXELS = 0.6  # lesions have no sharp edge: Gaussian on the fine grid
@@ -157,14 +157,19 @@ def ellipsoid_distance(rng: np.random.Generator, offsets: Sequence[Sequence[int]
     return np.asarray(np.sqrt((along**2).sum(0)), dtype=np.float32)
 
 
-def cavity_of(rng: np.random.Generator, mask: Mask, spacing_mm: float) -> NDArray[np.float32]:
-    """Share of fluid: 0 in a rim of uneven width, rising towards the middle; a small stroke may have none."""
+def cavity_of(
+    rng: np.random.Generator, mask: Mask, spacing_mm: float, fluid: tuple[float, float] = FLUID
+) -> NDArray[np.float32]:
+    """Share of fluid: 0 in a rim of uneven width, rising towards the middle; a small stroke may have none.
+
+    fluid: limits of the share in the middle. (D, H, W) float32.
+    """
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     depth = ndimage.distance_transform_edt(np.pad(mask[box], 1))[1:-1, 1:-1, 1:-1] * spacing_mm
     rim = rng.uniform(*RIM_MM) + 0.8 * smooth_field(rng, depth.shape, 6 / spacing_mm)
-    fluid = np.clip((depth - rim) / 3 + 0.15, 0, 1) * rng.uniform(*FLUID)
+    share = np.clip((depth - rim) / 3 + 0.15, 0, 1) * rng.uniform(*fluid)
     cavity = np.zeros(mask.shape, np.float32)
-    cavity[box] = fluid * mask[box]
+    cavity[box] = share * mask[box]
     return cavity
 
 

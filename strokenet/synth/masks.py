@@ -34,6 +34,7 @@ MIDLINE_MM = 1.0  # a stroke of one side stays so far from the other
 LARGEST_MASK_ML = 1000.0
 CENTRAL_MM = 8.0  # a stroke whose centre is nearer to the midline counts as "other"
 FOSSA_MM = (-20.0, -38.0)  # so does one whose centre is below and behind these z, y in MNI space
+CHRONIC_FLUID = (0.7, 1.0)  # of a cavity's middle: darker than white matter on FLAIR, at last as dark as CSF in tissue
 ENOUGH = 0.6  # a mask that finds room for less than this share of the volume is given up
 
 
@@ -74,7 +75,7 @@ def place_strokes(
     whole = np.logical_or.reduce(shares)
     cavity = np.zeros(whole.shape, np.float32)
     for mask in [m for m in shares if m.any()]:
-        np.maximum(cavity, cavity_of(rng, mask, head.anatomy.spacing_mm), out=cavity)
+        np.maximum(cavity, cavity_of(rng, mask, head.anatomy.spacing_mm, CHRONIC_FLUID), out=cavity)
     strokes = Strokes(mask=whole, share=softened(whole), cavity=cavity, volumes_ml=tuple(volumes))
     return Placed(strokes=strokes, masks=tuple(names))
 

@@ -192,7 +192,7 @@ def _clinic(rng: np.random.Generator, patient: Patient, recipe: CaseRecipe) -> S
 def _with_second(rng: np.random.Generator, case: SynthCase, patient: Patient, recipe: CaseRecipe) -> SynthCase:
     """The case with a second examination; its label is now what changed, on the FLAIR of the first."""
     head, strokes = patient.head, patient.placed.strokes
-    kind = kind_of(rng, recipe.index)
+    kind = kind_of(recipe.seed, recipe.index)
     then = draw_followup(rng, head, strokes, patient.overlay, recipe.burden.side, recipe.masks, kind)
     flair = _moved(rng, head.anatomy)
     t1 = _moved(rng, head.anatomy) @ flair

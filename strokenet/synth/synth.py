@@ -169,7 +169,7 @@ def _make(recipe: CaseRecipe, root: Path) -> tuple[float, float | None]:
 
 
 def _achieved(rows: Sequence[SynthRow]) -> Achieved:
-    return achieved([row.volume_ml for row in rows], [row.burden.side for row in rows])
+    return achieved([row.volume_ml for row in rows], [row.burden for row in rows])
 
 
 def _to_json(cohort: SynthCohort, config: SynthConfig) -> dict[str, object]:

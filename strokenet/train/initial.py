@@ -44,6 +44,12 @@ def initialise(network: UNet, plan: Plan, source: Path, *, fold: str, heads: Ini
     if not folds:
         raise InputError(f"--init {source}: no trained fold there; give the folder of a trained model")
     chosen = fold if fold in folds else folds[0]  # the same fold has not seen our validation cases
+    if chosen != fold and fold != "all":
+        _log.warning(
+            "--init %s: has no fold %s; fold %s is taken. If it was trained on our validation cases, their scores are "
+            "not of unseen cases: train fold %s there first, or fold %s here",
+            *(source, fold, chosen, fold, chosen),
+        )
     file = model.fold(chosen).weights
     assert file is not None
     _compare(theirs, plan, source)

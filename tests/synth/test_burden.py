@@ -10,6 +10,8 @@ from strokenet.synth.burden import (
     MEAN_ML,
     MEDIAN_ML,
     SMALLEST_ML,
+    Burden,
+    Side,
     achieved,
     draw_burden,
     volume_at,
@@ -23,9 +25,8 @@ def test_thousands_of_cases_have_table_one() -> None:
     assert volumes.mean() == pytest.approx(28.607, rel=0.03)
     for side, share in (("left", 0.45), ("right", 0.44), ("other", 0.11)):
         assert np.mean([burden.side == side for burden in burdens]) == pytest.approx(share, abs=0.01)
-    large = [burden for burden in burdens if burden.total_ml >= 0.5]
     for side, share in (("left", 0.14), ("right", 0.15), ("other", 0.09)):
-        assert np.mean([burden.second_side == side for burden in large]) == pytest.approx(share, abs=0.02)
+        assert np.mean([burden.second_side == side for burden in burdens]) == pytest.approx(share, abs=0.01)
 
 
 def test_the_clipped_distribution_has_the_mean_and_median_whatever_closed_form_was_used() -> None:
@@ -63,6 +64,10 @@ def test_a_second_stroke_takes_part_of_the_volume_and_none_from_a_small_one() ->
 
 
 def test_achieved_is_plain_statistics() -> None:
-    of = achieved([1.0, 2.0, 6.0, 11.0], ["left", "left", "right", "other"])
+    seconds: tuple[Side | None, ...] = (None, "other", "other", "left")
+    sides: tuple[Side, ...] = ("left", "left", "right", "other")
+    burdens = [Burden(side=a, volume_ml=9.0, second_side=b) for a, b in zip(sides, seconds, strict=True)]
+    of = achieved([1.0, 2.0, 6.0, 11.0], burdens)
     assert (of.cases, of.median_ml, of.mean_ml, of.smallest_ml, of.largest_ml) == (4, 4.0, 5.0, 1.0, 11.0)
     assert (of.left, of.right, of.other) == (0.5, 0.25, 0.25)
+    assert (of.second_left, of.second_right, of.second_other) == (0.25, 0.0, 0.5)

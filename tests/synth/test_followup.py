@@ -14,8 +14,8 @@ from scipy import ndimage
 from strokenet.data.errors import InputError
 from strokenet.data.nifti import read_volume
 from strokenet.prepare.inputs import read_inputs
-from strokenet.synth.burden import Burden
-from strokenet.synth.followup import Followup, Kind, draw_followup, kind_of
+from strokenet.synth.burden import Burden, draw_burden
+from strokenet.synth.followup import Followup, Kind, draw_followup, kind_of, unchanged_in
 from strokenet.synth.head import Head, drawn_head
 from strokenet.synth.lesions import draw_hyperintensities
 from strokenet.synth.masks import Placed, place_strokes
@@ -49,11 +49,22 @@ def distance_mm(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.asarray(ndimage.distance_transform_edt(~mask) * patient()[0].anatomy.spacing_mm)
 
 
-def test_every_fourth_case_is_unchanged_and_the_others_are_of_every_kind() -> None:
-    kinds = [kind_of(np.random.default_rng(index), index) for index in range(200)]
-    assert [index for index, kind in enumerate(kinds) if kind == "none"] == list(range(3, 200, 4))
+@pytest.mark.parametrize("seed", [0, 1000])
+def test_one_case_of_four_is_unchanged_and_the_others_are_of_every_kind(seed: int) -> None:
+    kinds = [kind_of(seed, index) for index in range(200)]
+    assert [kinds[start : start + 4].count("none") for start in range(0, 200, 4)] == [1] * 50
     assert set(kinds) == {"none", "new", "grown", "both"}
     assert kinds.count("new") > kinds.count("grown") > 15
+
+
+@pytest.mark.parametrize("seed", [0, 1000])
+def test_the_size_of_the_old_strokes_does_not_tell_who_is_unchanged(seed: int) -> None:
+    """Quarters of all volumes: unchanged cases are in each of them, and so are changed ones."""
+    volumes = np.array([draw_burden(seed, index).total_ml for index in range(80)])
+    quarter = np.digitize(volumes, np.quantile(volumes, [0.25, 0.5, 0.75]))
+    unchanged = np.array([kind_of(seed, index) == "none" for index in range(80)])
+    for number in range(4):
+        assert 0.05 < unchanged[quarter == number].mean() < 0.6
 
 
 def test_nothing_changes_but_that_a_stroke_may_shrink_a_little() -> None:
@@ -155,8 +166,8 @@ def test_the_label_is_what_is_bright_then_and_was_not_before(case: SynthCase) ->
     assert rank_then - rank_before > 0.2
 
 
-def test_a_fourth_case_has_an_empty_label(recipe: CaseRecipe) -> None:
-    same = draw_synth_case(replace(recipe, index=3))
+def test_an_unchanged_case_has_an_empty_label(recipe: CaseRecipe) -> None:
+    same = draw_synth_case(replace(recipe, index=unchanged_in(recipe.seed, 0)))
     assert not same.label.any()
     assert same.facts["changed"] is False
     assert same.stroke_ml > 0

@@ -38,13 +38,24 @@ def test_a_map_in_lia_order_is_read_in_ras(path: Path) -> None:
 
 def test_an_unknown_label_and_half_a_brain_are_refused(tmp_path: Path) -> None:
     labels = phantom()
-    labels[20, 20, 20] = 1035
-    with pytest.raises(InputError, match=r"holds 1035\.0, no FreeSurfer label"):
-        read_label_map(write_phantom(tmp_path / "parcels.nii.gz", labels))
+    labels[20, 20, 20] = 999
+    with pytest.raises(InputError, match=r"holds 999\.0, no FreeSurfer label"):
+        read_label_map(write_phantom(tmp_path / "strange.nii.gz", labels))
     half = phantom()
     half[half == 41] = 2
     with pytest.raises(InputError, match="labels 2, 3, 41 and 42"):
         read_label_map(write_phantom(tmp_path / "half.nii.gz", half))
+
+
+def test_a_map_of_cortex_by_region_with_a_corpus_callosum_is_the_same_head(tmp_path: Path, path: Path) -> None:
+    """As FreeSurfer's aparc+aseg has them."""
+    labels = phantom()
+    labels[labels == 3], labels[labels == 42] = 1001, 2035
+    labels[labels == 2] = 251
+    labels[:16][labels[:16] == 251] = 2
+    np.testing.assert_array_equal(
+        read_label_map(write_phantom(tmp_path / "aparc.nii.gz", labels)).matter, read_label_map(path).matter
+    )
 
 
 def test_the_brain_mask_holds_the_brain_and_the_csf_in_it_and_no_skull(head: Head) -> None:

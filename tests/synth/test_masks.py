@@ -93,4 +93,4 @@ def test_a_chronic_stroke_is_fluid_in_the_middle_and_none_at_its_rim() -> None:
     depth = ndimage.distance_transform_edt(strokes.mask) * head().anatomy.spacing_mm
     rim, middle = strokes.mask & (depth <= 2), depth > 9
     assert strokes.cavity[rim].mean() < 0.05
-    assert strokes.cavity[middle].mean() > 0.3
+    assert strokes.cavity[middle].mean() > 0.65

@@ -8,8 +8,10 @@ from math import exp
 import numpy as np
 import pytest
 
+from strokenet.synth.burden import Burden
 from strokenet.synth.head import Head, Matter, drawn_head
 from strokenet.synth.labelmap import bent_head, read_label_map
+from strokenet.synth.masks import place_strokes
 from strokenet.synth.signal import BETWEEN_CASES, RANDOM_APART, T1_MEANS, Look, Overlay, draw_look, flair_means, signal
 from tests.synth.phantom import write_phantom
 
@@ -77,6 +79,20 @@ def test_a_stroke_is_dark_on_t1_and_has_a_bright_rim_and_a_dark_cavity_on_flair(
     assert t1[middle] < t1[rim] < 0.75
     assert flair[rim] > 1.5
     assert flair[middle] < 0.7
+
+
+def test_the_middle_of_every_large_stroke_is_darker_than_white_matter_on_flair() -> None:
+    """As placed, not as set by hand: without texture, for the share of fluid differs from case to case."""
+    head = drawn_head(np.random.default_rng(3))
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        strokes = place_strokes(rng, head, Burden(side="left", volume_ml=50.0), ()).strokes
+        lesions = Overlay(hyperintensity=np.zeros_like(strokes.share), stroke=strokes.share, cavity=strokes.cavity)
+        look = draw_look(rng, "FLAIR", "natural")
+        flair = signal(rng, head, lesions, replace(look, texture=np.zeros_like(look.texture)))[head.box]
+        white = look.mean[Matter.WHITE]
+        assert flair[strokes.cavity > 0.95 * strokes.cavity.max()].mean() < 0.95 * white
+        assert flair[(strokes.share > 0.95) & (strokes.cavity == 0)].mean() > 1.4 * white
 
 
 def test_natural_looks_differ_a_little_from_case_to_case() -> None:

@@ -119,6 +119,7 @@ def test_the_networks_are_trained_and_tuned_as_the_scale_says(
     assert rates == {"t1": 1e-2, "t1_flair": 1e-5, "t1_flair_other": 1e-3}
     adapted = json.loads((out / "adapted" / "adapt.json").read_text())
     assert adapted["channels"] == {"T1": {"T1": 0.5}, "FLAIR": {"T1": 0.5}}
+    assert adapted["warnings"] == []  # both networks see one spacing and one normalisation
 
 
 @pytest.mark.slow
@@ -196,7 +197,7 @@ def test_a_training_out_of_time_stops_with_its_status_and_goes_on_to_the_same_en
     assert len(losses[0]) == 5
 
 
-def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Protocol(out=tmp_path / "out", scale=SCALES["smoke"])
     over = Clock(deadline=0)
     with pytest.raises(Exception, match="the time is up"):
@@ -205,6 +206,9 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         reproduce(replace(asked, seed=1), over)
     with pytest.raises(InputError, match="holds a run with another scale"):
         reproduce(replace(asked, scale=replace(asked.scale, atlas=4)), over)
+    monkeypatch.setattr("tools.paper.results.CODE", ("planner",))
+    with pytest.raises(InputError, match="holds a run with another code; choose another -o"):
+        reproduce(asked, over)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("all of it")
     with pytest.raises(InputError, match="is not empty and holds no earlier run"):
@@ -231,7 +235,11 @@ def test_a_fifth_of_either_cohort_is_held_out(scale: Scale) -> None:
 def test_the_plan_is_made_at_the_scales_spacing() -> None:
     """Thick slices of 3 x 0.7 x 0.7 mm: nnU-Net's own plan would be anisotropic, the paper's has 1 mm everywhere."""
     thick = fingerprint([(47, 240, 200)] * 5, [(3.0, 0.7, 0.7)] * 5)
-    plan = plan_at(thick, tiny_plan(), replace(SCALES["cpu"], spacing_mm=2.0, gpu_memory_gb=None))
+    wide = replace(
+        thick, median_relative_size=0.3
+    )  # an MNI grid around a brain; z-scores over the crop
+    plan = plan_at(wide, tiny_plan(), replace(SCALES["cpu"], spacing_mm=2.0, gpu_memory_gb=None))
+    assert plan.use_mask_for_norm == (False, False)
     assert plan.spacing == (2.0, 2.0, 2.0)
     assert plan.median_shape == (round(47 * 1.5), round(240 * 0.35), round(200 * 0.35))
     assert all(p >= m for p, m in zip(plan.patch, (64, 80, 64), strict=True))

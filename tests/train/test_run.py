@@ -272,7 +272,9 @@ def test_init_from_another_number_of_channels_is_refused_with_both_shapes(tmp_pa
         start(workspace, init=source.root)
 
 
-def test_init_prefers_the_fold_that_has_not_seen_the_validation_cases(tmp_path: Path, source: Workspace) -> None:
+def test_init_prefers_the_fold_that_has_not_seen_the_validation_cases(
+    tmp_path: Path, source: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(source.root, copy)
     train(Workspace(copy), short(fold="1", epochs=1, seed=5))
@@ -280,6 +282,9 @@ def test_init_prefers_the_fold_that_has_not_seen_the_validation_cases(tmp_path: 
     plan = workspace.read_plan()
     run = start_run(workspace, plan, short(fold="1", init=copy), fold_cases(workspace, plan, "1"))
     assert equal(run.network.state_dict(), weights(Workspace(copy).fold("1").last))
+    assert "not of unseen cases" not in caplog.text
+    start_run(workspace, plan, short(fold="1", init=source.root), fold_cases(workspace, plan, "1"))
+    assert "has no fold 1; fold 0 is taken" in caplog.text
 
 
 def test_init_from_a_workspace_that_was_not_trained_is_refused(workspace: Workspace) -> None:

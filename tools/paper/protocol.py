@@ -108,10 +108,12 @@ def stages(protocol: Protocol) -> tuple[Stage, ...]:
 def plan_at(fingerprint: Fingerprint, plan: Plan, scale: Scale) -> Plan:
     """The plan that nnU-Net's rules make of the same cases at the scale's spacing, with its narrower network.
 
-    The planner sees the fingerprint of cases that were brought to this spacing; all else it decides itself.
+    The planner sees the fingerprint of cases that were brought to this spacing and, as the paper's were (IV.B 4), cut
+    to the brain before; all else it decides itself. Else ATLAS's wide borders would have its z-scores taken inside the
+    brain and the clinic's over the whole crop, and the adapted weights would see other intensities than they know.
     """
     made = make_plan(
-        at_spacing(fingerprint, scale.spacing_mm),
+        replace(at_spacing(fingerprint, scale.spacing_mm), median_relative_size=1.0),
         dataset=plan.dataset,
         channels=plan.channels,
         labels=plan.labels,
@@ -220,7 +222,11 @@ def _adapt(protocol: Protocol, out: Path, clock: Clock) -> Facts:
     """The paper's rule: the T1 weights in both channels, divided by two. The plan is its skeleton (VI.B step 2)."""
     shutil.rmtree(out, ignore_errors=True)
     done = adapt_model(protocol.t1.root, protocol.t1_flair.root, out, AdaptConfig(channels={}, seed=protocol.seed))
-    return {"channels": {name: dict(taken) for name, taken in done.channels.items()}, "notes": list(done.notes)}
+    return {
+        "channels": {name: dict(taken) for name, taken in done.channels.items()},
+        "warnings": list(done.warnings),
+        "notes": list(done.notes),
+    }
 
 
 def _test(protocol: Protocol, name: str, model: Path, cases: Callable[[], tuple[CaseFiles, ...]]) -> Stage:

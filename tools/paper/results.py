@@ -6,7 +6,9 @@ OUT holds, so that no run goes on in the folder of another.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -23,6 +25,7 @@ from tools.paper.protocol import Protocol, stages
 from tools.paper.scales import SCALES
 from tools.paper.stages import Clock, StageResult, run_stages
 
+CODE = ("strokenet", "planner", "kernels", "tools/paper")
 DISTRIBUTIONS = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "deepbet")
 
 
@@ -53,6 +56,7 @@ def results(protocol: Protocol, done: dict[str, StageResult]) -> dict[str, Any]:
         "seconds": {name: round(result.seconds, 1) for name, result in done.items()},
         "cohorts": {name: done[name].facts for name in ("atlas", "clinic")},
         "prepared": done["prepare"].facts,
+        "adapted": done["adapt"].facts,
         "plans": splits,
         "steps": {name: result.facts["steps"] for name, result in done.items() if "steps" in result.facts},
         "last_epoch": {name: r.facts["history"][-1] for name, r in done.items() if "history" in r.facts},
@@ -73,14 +77,34 @@ def keep(path: Path, found: dict[str, Any]) -> None:
 
 
 def _asked(protocol: Protocol) -> dict[str, Any]:
-    """What the numbers depend on; folders by their names, for where they lay is nobody's business."""
+    """What the numbers depend on; folders by their names, for where they lay is nobody's business, and their files."""
     given = {"label_maps": protocol.label_maps, "lesions": protocol.lesions}
+    files = {f"files_of_{name}": None if folder is None else _digest_of_sizes(folder) for name, folder in given.items()}
     return {
         "scale": {**asdict(protocol.scale), "prepare": protocol.scale.prepare.to_json()},
         "seed": protocol.seed,
         **{name: None if folder is None else folder.resolve().name for name, folder in given.items()},
+        **files,
         "version": __version__,
+        "code": _digest_of_code(),
     }
+
+
+def _digest_of_sizes(folder: Path) -> str:
+    """Names and sizes of a folder's files: another set of them, or one that was replaced, is another."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return _digest(f"{path.relative_to(folder)} {path.stat().st_size}" for path in files)
+
+
+def _digest_of_code() -> str:
+    """Every source that a stage runs: stages of two versions of it are not one experiment."""
+    root = Path(__file__).resolve().parents[2]
+    files = sorted(path for room in CODE for path in (root / room).rglob("*.py"))
+    return _digest(f"{path.relative_to(root)} {path.read_text()}" for path in files)
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _begin(protocol: Protocol) -> None:
