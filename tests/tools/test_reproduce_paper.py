@@ -235,9 +235,7 @@ def test_a_fifth_of_either_cohort_is_held_out(scale: Scale) -> None:
 def test_the_plan_is_made_at_the_scales_spacing() -> None:
     """Thick slices of 3 x 0.7 x 0.7 mm: nnU-Net's own plan would be anisotropic, the paper's has 1 mm everywhere."""
     thick = fingerprint([(47, 240, 200)] * 5, [(3.0, 0.7, 0.7)] * 5)
-    wide = replace(
-        thick, median_relative_size=0.3
-    )  # an MNI grid around a brain; z-scores over the crop
+    wide = replace(thick, median_relative_size=0.3)  # an MNI grid around a brain; z-scores over the crop
     plan = plan_at(wide, tiny_plan(), replace(SCALES["cpu"], spacing_mm=2.0, gpu_memory_gb=None))
     assert plan.use_mask_for_norm == (False, False)
     assert plan.spacing == (2.0, 2.0, 2.0)
