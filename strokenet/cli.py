@@ -117,7 +117,7 @@ def synth(out: Path, jobs: int | None, verbose: int, as_json: bool, **options: A
 @click.option("--t1-2", type=EXISTING, help="One case: its T1 of a second time.")
 @click.option("--flair-2", type=EXISTING, help="One case: its FLAIR of a second time.")
 @click.option("--label", type=EXISTING, help="One case: its lesion mask; of two times, of what changed.")
-@click.option("--case", "case_id", help="Name of the one case [default: its first file's name].")
+@click.option("--case", "case_id", help="Name of the one case [default: its first file's, or its folder's].")
 @click.option("--reference", type=_SCANS, default="flair", show_default=True, help="Scan whose voxels all are given.")
 @click.option("--brain", default="deepbet", show_default=True, help="deepbet, none (stripped already), or a mask file.")
 @click.option("--bias/--no-bias", default=True, show_default=True, help="Remove the bias field (N4).")

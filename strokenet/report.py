@@ -99,7 +99,7 @@ def show_prepared(done: Preparation, out: Path, *, as_json: bool) -> None:
         show(f"failed: {failed.case_id}: {failed.step}: {failed.error}")
     if rows:
         show(f"pictures in {out / 'qc'}; transforms in {out / 'prepare'}")
-        trained = any(row.part == "Tr" for row in done.cases)
+        trained = any(row.part == "Tr" for row in (*done.cases, *done.earlier))
         show(f"next: strokenet {f'plan {out} -o WORK' if trained else f'infer MODEL {out}/imagesTs -o MASKS'}")
 
 

@@ -88,7 +88,11 @@ def input_cases(folder: Path, channels: Sequence[str], *, subsets: bool = False)
     """The cases of a folder of scans CASE_0000.nii.gz, CASE_0001.nii.gz ... (or .nii), without labels.
 
     A case that lacks a channel or has one too many carries that as its problem; the others can still be segmented.
-    subsets: any of the channels will do (a model trained with modality dropout).
+    Files are numbered as the dataset.json beside the folder says, where there is one that names channels of the model:
+    `strokenet prepare` gives a cohort of FLAIR alone the number 0000. Else by the model's own numbers.
+
+    Args:
+        channels: the model's. subsets: any of them will do (a model trained with modality dropout).
 
     Raises:
         InputError: no scan is there, no case has the channels, or two files make one case's channel.
@@ -101,7 +105,10 @@ def input_cases(folder: Path, channels: Sequence[str], *, subsets: bool = False)
         raise InputError(f"{folder}: is a raw dataset and holds no scans itself; give {below}")
     if not found:
         raise InputError(_nothing_found(folder, "CASE_0000.nii.gz"))
-    cases = tuple(_input_case(folder, case_id, found[case_id], channels, subsets) for case_id in sorted(found))
+    images, number_of = _renumbered(folder, found, channels)
+    cases = tuple(
+        _input_case(folder, case_id, images[case_id], channels, number_of, subsets) for case_id in sorted(images)
+    )
     if all(case.problem for case in cases):
         raise InputError(f"{cases[0].problem}; no case of the folder has the channels {', '.join(channels)}")
     return cases
@@ -239,13 +246,55 @@ def _images(folder: Path, endings: tuple[str, ...]) -> dict[str, dict[int, Path]
     return found
 
 
+_Images = Mapping[str, Mapping[int, Path]]
+
+
+def _renumbered(folder: Path, found: _Images, channels: Sequence[str]) -> tuple[_Images, dict[str, int]]:
+    """The images by the model's numbers, and its channels with the numbers of their files.
+
+    A channel whose number nobody knows has none. Names that are not the model's say nothing of the order: the numbers
+    are taken as they are, with a warning.
+    """
+    ours = {name.casefold(): number for number, name in enumerate(channels)}
+    named = _named_beside(folder)
+    if named is None or [name.casefold() for name in named] == list(ours):
+        return found, {name: number for number, name in enumerate(channels)}
+    if not all(name.casefold() in ours for name in named):
+        _log.warning(
+            "%s: dataset.json beside it names the channels %s, the model %s; files are taken by their numbers",
+            *(folder, ", ".join(named), ", ".join(channels)),
+        )
+        return found, {name: number for number, name in enumerate(channels)}
+    to_ours = {number: ours[name.casefold()] for number, name in enumerate(named)}
+    beyond = len(channels)  # a number that dataset.json does not have stays one too many
+    images = {case: {to_ours.get(n, beyond + n): path for n, path in of.items()} for case, of in found.items()}
+    return images, {channels[there]: number for number, there in to_ours.items()}
+
+
+def _named_beside(folder: Path) -> tuple[str, ...] | None:
+    """The channels of the dataset whose imagesTs or imagesTr a folder is; None where no dataset.json names them."""
+    where = folder.resolve().parent / "dataset.json"
+    if not folder.resolve().name.startswith("images") or not where.is_file():
+        return None
+    try:
+        return channel_names(json_object(read_json(where), str(where)), where)
+    except InputError as error:
+        _log.warning("%s; the files of %s are taken by their numbers", error, folder)
+        return None
+
+
 def _input_case(
-    folder: Path, case_id: str, images: Mapping[int, Path], channels: Sequence[str], subsets: bool
+    folder: Path,
+    case_id: str,
+    images: Mapping[int, Path],
+    channels: Sequence[str],
+    number_of: Mapping[str, int],
+    subsets: bool,
 ) -> CaseFiles:
     given = tuple(name for n, name in enumerate(channels) if n in images)
     problem = None
     try:
-        _in_order(folder, case_id, images, channels, subsets=subsets and bool(given))
+        _in_order(folder, case_id, images, channels, number_of, subsets=subsets and bool(given))
     except InputError as error:
         problem = str(error)
     return CaseFiles(
@@ -258,11 +307,23 @@ def _input_case(
 
 
 def _in_order(
-    folder: Path, case_id: str, images: Mapping[int, Path], channels: Sequence[str], *, subsets: bool = False
+    folder: Path,
+    case_id: str,
+    images: Mapping[int, Path],
+    channels: Sequence[str],
+    number_of: Mapping[str, int] | None = None,
+    *,
+    subsets: bool = False,
 ) -> tuple[Path, ...]:
+    """The files of a case in the order of the channels. number_of: channel -> number of its file; None: in order."""
     present = min(images.values()).name
     ending = next(e for e in ENDINGS if present.endswith(e))
-    missing = [f"{name} ({case_id}_{n:04d}{ending})" for n, name in enumerate(channels) if n not in images]
+    numbers = number_of or {name: number for number, name in enumerate(channels)}
+    missing = [
+        f"{name} ({case_id}_{numbers[name]:04d}{ending})" if name in numbers else name
+        for n, name in enumerate(channels)
+        if n not in images
+    ]
     if missing and not subsets:
         raise InputError(f"{folder}: case {case_id} lacks {', '.join(missing)}; add it or leave the case out")
     spare = [images[n].name for n in sorted(images) if n >= len(channels)]

@@ -36,11 +36,12 @@ from strokenet.infer.outputs import (
     earlier_rows,
     output_files,
     prepared_record,
+    remove_maps_of_other_labels,
     remove_outputs,
     require_records,
     write_outputs,
 )
-from strokenet.infer.predict import InferConfig, in_channel_order, mask_rule, mirror_axes, predict
+from strokenet.infer.predict import InferConfig, Prediction, in_channel_order, mask_rule, mirror_axes, predict
 from strokenet.model.checkpoint import Model, load_model, trained_dropout
 from strokenet.model.device import choose_device
 from strokenet.prepare.record import to_native
@@ -88,7 +89,7 @@ def infer(
     mask_rule(model.plan, config)
     check_outputs(inputs, out, model.plan)
     if config.native:
-        require_records(inputs)
+        require_records(inputs, config.native_scan)
     earlier = _earlier(out, inputs, model)
     _clear(out, inputs, model, earlier)
     results: dict[str, CaseResult] = {}
@@ -155,6 +156,7 @@ def _clear(out: Path, inputs: Sequence[CaseFiles], model: Model, earlier: Sequen
     try:
         for files in inputs:
             remove_outputs(out, files.case_id, model.plan)
+        remove_maps_of_other_labels(out, inputs)
         _write_results(out, model, inputs, earlier)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another -o") from None
@@ -202,9 +204,9 @@ def _one(
     began = time.monotonic()
     try:
         case = read.result()
-        record = prepared_record(files) if config.native else None
+        record = prepared_record(files, config.native_scan) if config.native else None
         prediction = predict(model, case, config, track)
-        agreement = agreement_of(model, case, prediction, config, track)
+        agreement = _agreement(model, case, prediction, config, track)
         native = None if record is None else to_native(prediction.mask, record, config.native_scan)
     except Exception as error:  # whatever it is, the other cases go on; -v shows the traceback
         return _undone(files, model.plan, _failure(files.case_id, error), time.monotonic() - began), None
@@ -222,6 +224,15 @@ def _one(
     )
     maps = prediction.probability if config.probabilities else None
     return result, writer.submit(write_outputs, out, case, prediction.mask, maps, model.plan, native)
+
+
+def _agreement(model: Model, case: Case, together: Prediction, config: InferConfig, track: Track) -> Agreement | None:
+    """What the channels say alone, or None: it is a remark beside the mask, and costs nobody the mask."""
+    try:
+        return agreement_of(model, case, together, config, track)
+    except (InputError, MemoryError, RuntimeError) as error:
+        _log.warning("%s: its channels were not compared: %s", case.case_id, _failure(case.case_id, error))
+        return None
 
 
 def _written(result: CaseResult, write: Future[None], out: Path, plan: Plan) -> CaseResult:

@@ -10,6 +10,7 @@ Never over an input, never half-written, and nothing of an earlier run under the
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +27,10 @@ from strokenet.data.files import read_json, safe_name
 from strokenet.data.header import Header
 from strokenet.data.nifti import write_mask, write_probability
 from strokenet.prepare.itk import sitk
-from strokenet.prepare.record import read_record, record_path
+from strokenet.prepare.record import native_name, read_record, record_path
 
 RESULTS = "results.json"
+_LABEL = re.compile(r"_label[0-9]+$")
 MASK, NATIVE = 0, -1  # keys of the masks among a case's files; the other keys are label values
 
 
@@ -83,6 +85,16 @@ def remove_outputs(out: Path, case_id: str, plan: Plan) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_maps_of_other_labels(out: Path, inputs: Sequence[CaseFiles]) -> None:
+    """Takes away the probability maps of these cases, also those of a model with more labels, or with one."""
+    now = {files.case_id for files in inputs}
+    known = now | set(earlier_rows(out))
+    for path in (out / "probabilities").glob("*.nii.gz"):
+        stem = path.name.removesuffix(".nii.gz")
+        if stem in now or (stem not in known and _LABEL.sub("", stem) in now):
+            path.unlink(missing_ok=True)
+
+
 def write_outputs(
     out: Path,
     case: Case,
@@ -104,30 +116,44 @@ def write_outputs(
     write_mask(files[MASK], mask, case.header)
 
 
-def require_records(inputs: Sequence[CaseFiles]) -> None:
-    """Refuses --native where every case would fail after its inference.
+def require_records(inputs: Sequence[CaseFiles], scan: str | None) -> None:
+    """Refuses --native where every case would fail.
 
     Raises:
-        InputError: SimpleITK is not installed, or no case comes from `strokenet prepare`.
+        InputError: SimpleITK is not installed, no case comes from `strokenet prepare`, or none has the named scan.
     """
     sitk()
-    if not any(_record_of(files).is_file() for files in inputs):
+    there = [files for files in inputs if _record_of(files).is_file()]
+    if not there:
         raise InputError(
             f"--native: {_record_of(inputs[0])} is not there; give scans where `strokenet prepare` left them"
         )
+    problem = InputError("")
+    for files in there:
+        try:
+            prepared_record(files, scan)
+            return
+        except InputError as error:
+            problem = error
+    raise problem
 
 
-def prepared_record(files: CaseFiles) -> dict[str, Any]:
+def prepared_record(files: CaseFiles, scan: str | None) -> dict[str, Any]:
     """What `strokenet prepare` has recorded of a case: the way back to the scan as it was given (Meddahi 2024, IV.D).
 
+    Args:
+        scan: the one to whose grid the mask will go; None: the reference.
+
     Raises:
-        InputError: the case has no record, or a damaged one.
+        InputError: the case has no record, a damaged one, or no such scan.
     """
-    return read_record(_record_of(files))
+    record = read_record(_record_of(files))
+    native_name(record, scan)
+    return record
 
 
 def _record_of(files: CaseFiles) -> Path:
-    return record_path(files.images[0].parent.parent, files.case_id)
+    return record_path(files.images[0].absolute().parent.parent, files.case_id)
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -6,12 +6,14 @@
     OUT/prepare/CASE.json, CASE_brain.nii.gz, cache/      OUT/qc/CASE.png
 
 Comes in: the CaseInputs. Goes out: a Preparation. Channels are the scans that the cohort has, T1 before FLAIR, the
-first time before the second: a cohort of T1 alone has one channel. A case that fails does not stop the others.
+first time before the second: a cohort of T1 alone has one channel. A case that fails does not stop the others. Cases
+that earlier runs have put into OUT stay in it, in its tables, and must have the same channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,17 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from strokenet.data.errors import InputError
-from strokenet.data.files import write_json
+from strokenet.data.files import read_json, write_json
 from strokenet.data.track import Track, silent
 from strokenet.prepare.config import CHANNEL_NAMES, ENDING, LABELS, SCANS, Name, PrepareConfig
 from strokenet.prepare.inputs import CaseInputs, check_names
-from strokenet.prepare.outputs import PreparedCase, output_files, remove_outputs
+from strokenet.prepare.outputs import PreparedCase, earlier_cases, remove_outputs, removed_files
 from strokenet.prepare.prepare import StepFailed, prepare_case
 from strokenet.prepare.quality import flag_outliers
 from strokenet.prepare.record import record_path
 from strokenet.preprocess.workers import CaseFailure, in_process, in_processes
 
-LOST_ML = 0.05  # label outside the brain's box from here on is told
+LOST_ML = 0.05  # of the label, from here on it is told
+CHANGED = 0.2  # and so is a label whose volume differs by more than this share from what was drawn
+SHOWN = 5  # names in a message
+_log = logging.getLogger("strokenet")
 _Outcome = PreparedCase | StepFailed
 
 
@@ -44,12 +49,13 @@ class Failed:
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """cases: prepared, in the order of the inputs. failed: the others. flags: case id -> what to look at.
+    """cases: prepared, in the order of the inputs. failed: the others. earlier: of earlier runs into the same folder.
 
-    channels: names in order.
+    flags: case id -> what to look at, of cases and earlier ones. channels: names in order.
     """
 
     cases: tuple[PreparedCase, ...]
+    earlier: tuple[PreparedCase, ...]
     failed: tuple[Failed, ...]
     flags: dict[str, tuple[str, ...]]
     channels: tuple[str, ...]
@@ -74,14 +80,16 @@ def prepare_cohort(
         jobs: worker processes; each takes about 2 GB and one thread beside torch's.
 
     Raises:
-        InputError: no case, two of one name, a mask given for several cases, or `out` holds files of others.
+        InputError: no case, two of one name, a mask given for several cases, or `out` holds files of others or cases
+            with other channels.
     """
     config = config or PrepareConfig()
     check_names(tuple(cases), "inputs")
     if isinstance(config.brain, Path) and len(cases) > 1:
         raise InputError(f"{config.brain}: one brain mask for {len(cases)} cases; give deepbet or none, or one case")
-    channels: tuple[Name, ...] = tuple(name for name in SCANS if any(name in case.scans for case in cases))
-    _check_outputs(cases, out, channels)
+    _check_outputs(cases, out, config)
+    earlier = _earlier(cases, out)
+    channels = _channels(cases, out, earlier)
     function = partial(_attempt, out=out, config=config, channels=channels)
     items = {case.case_id: case for case in cases}
     workers = min(jobs, len(items))
@@ -95,11 +103,13 @@ def prepare_cohort(
                 done[case_id] = result
             else:
                 failed[case_id] = _failed(case_id, result)
+                _withdraw(out, case_id)  # also where a worker was killed
     rows = tuple(done[case_id] for case_id in items if case_id in done)
     preparation = Preparation(
         cases=rows,
         failed=tuple(failed[case_id] for case_id in items if case_id in failed),
-        flags=_flags(rows),
+        earlier=earlier,
+        flags=_flags((*rows, *earlier)),
         channels=tuple(CHANNEL_NAMES[name] for name in channels),
     )
     write_json(out / "prepare.json", _to_json(preparation, out))
@@ -113,7 +123,6 @@ def _attempt(inputs: CaseInputs, out: Path, config: PrepareConfig, channels: tup
     try:
         return prepare_case(inputs, out, config, channels)
     except StepFailed as error:
-        remove_outputs(out, inputs.case_id)  # of an earlier run: they are not what this one was asked for
         return error
 
 
@@ -123,25 +132,77 @@ def _failed(case_id: str, failure: StepFailed | CaseFailure) -> Failed:
     return Failed(case_id=case_id, step="process", error=failure.message)
 
 
-def _check_outputs(cases: Sequence[CaseInputs], out: Path, channels: tuple[Name, ...]) -> None:
-    """Refuses to write over an input, or over a file that no earlier run left."""
-    inputs = {path.resolve() for case in cases for path in (*case.scans.values(), case.label) if path is not None}
+def _withdraw(out: Path, case_id: str) -> None:
+    """Takes away what a case has left that failed now, of an earlier run, too: it is not what was asked for."""
+    remove_outputs(out, case_id)
+    record_path(out, case_id).unlink(missing_ok=True)
+
+
+def _check_outputs(cases: Sequence[CaseInputs], out: Path, config: PrepareConfig) -> None:
+    """Refuses to remove or replace an input, or a file that no earlier run left."""
+    if (out / "dataset.json").exists() and not (out / "prepare.json").exists():
+        raise InputError(f"{out / 'dataset.json'}: is there, and no prepare.json of ours beside it; choose another -o")
+    given = [path for case in cases for path in (*case.scans.values(), case.label, config.brain)]
+    inputs = {path.resolve() for path in given if isinstance(path, Path)}
     for case in cases:
-        for part in ("Tr", "Ts"):
-            for path in output_files(out, case.case_id, part, channels).values():
-                if path.resolve() in inputs:
-                    raise InputError(f"{path}: the output would replace this input; choose another -o")
-                if path.exists() and not record_path(out, case.case_id).exists():
-                    raise InputError(f"{path}: is there, and no prepare/{case.case_id}.json; choose another -o")
+        for path in removed_files(out, case.case_id):
+            if path.resolve() in inputs:
+                raise InputError(f"{path}: the output would replace this input; choose another -o, or copy it first")
+            if path.exists() and not record_path(out, case.case_id).exists():
+                raise InputError(f"{path}: is there, and no prepare/{case.case_id}.json; choose another -o")
+
+
+def _earlier(cases: Sequence[CaseInputs], out: Path) -> tuple[PreparedCase, ...]:
+    """The cases of earlier runs that are none of these; they are named, for they will train, too."""
+    now = {case.case_id for case in cases}
+    rows = tuple(row for row in earlier_cases(out) if row.case_id not in now)
+    if rows:
+        names = ", ".join(row.case_id for row in rows[:SHOWN]) + (" ..." if len(rows) > SHOWN else "")
+        _log.warning(
+            "%s: keeps %d cases of earlier runs: %s; if they are not wanted, remove their files or choose another -o",
+            *(out, len(rows), names),
+        )
+    return rows
+
+
+def _channels(cases: Sequence[CaseInputs], out: Path, earlier: Sequence[PreparedCase]) -> tuple[Name, ...]:
+    """The scans of the folder: of these cases, or where others are in it already, theirs.
+
+    Raises:
+        InputError: a scan is given that those do not have; their files are numbered without it.
+    """
+    wanted: tuple[Name, ...] = tuple(name for name in SCANS if any(name in case.scans for case in cases))
+    if not earlier:
+        return wanted
+    named = read_json(out / "prepare.json")["channels"]
+    there: tuple[Name, ...] = tuple(name for name in SCANS if CHANNEL_NAMES[name] in named)
+    if not set(wanted) <= set(there):
+        new = ", ".join(CHANNEL_NAMES[name] for name in wanted)
+        raise InputError(
+            f"{out}: holds {len(earlier)} other cases with channels {', '.join(named)}; these have {new}; choose "
+            "another -o, or prepare all of them in one run"
+        )
+    return there
 
 
 def _flags(rows: Sequence[PreparedCase]) -> dict[str, tuple[str, ...]]:
     flags = flag_outliers([row.quality for row in rows])
     for row in rows:
-        missing = tuple(f"{CHANNEL_NAMES[name]} is missing: the case is in imagesTs" for name in row.missing)
-        lost = (f"{row.label_lost_ml:.2f} ml of the label lie outside the brain's box",)
-        flags[row.case_id] += missing + (lost if row.label_lost_ml > LOST_ML else ())
+        flags[row.case_id] += tuple(f"{CHANNEL_NAMES[n]} is missing: the case is in imagesTs" for n in row.missing)
+        flags[row.case_id] += _label_flags(row.label_ml)
     return flags
+
+
+def _label_flags(ml: Mapping[str, float] | None) -> tuple[str, ...]:
+    """What has become of a label on its way to the grid, and to the brain."""
+    lines = []
+    if ml is not None and ml["outside_brain"] > LOST_ML:
+        lines.append(f"{ml['outside_brain']:.2f} ml of the label lie outside the brain, where the scans are 0")
+    if ml is not None and ml["given"] > 0 == ml["kept"]:
+        lines.append(f"nothing is left of the label, {ml['given']:.2f} ml: the case says that there is no lesion")
+    elif ml is not None and abs(ml["kept"] - ml["given"]) > max(LOST_ML, CHANGED * ml["given"]):
+        lines.append(f"the label has {ml['kept']:.2f} ml on the new grid; {ml['given']:.2f} ml were drawn")
+    return tuple(lines)
 
 
 def _description(preparation: Preparation, out: Path) -> dict[str, Any]:
@@ -163,11 +224,11 @@ def _to_json(preparation: Preparation, out: Path) -> dict[str, Any]:
             "images": [path.relative_to(out).as_posix() for path in row.images],
             "missing": list(row.missing),
             **{name: value for name, value in asdict(row.quality).items() if name != "case_id"},
-            "label_lost_ml": row.label_lost_ml,
+            "label_ml": row.label_ml,
             "seconds": row.seconds,
             "flags": list(preparation.flags[row.case_id]),
         }
-        for row in preparation.cases
+        for row in (*preparation.cases, *preparation.earlier)
     ]
     failed = [
         {"case": row.case_id, "status": "failed", "step": row.step, "error": row.error} for row in preparation.failed

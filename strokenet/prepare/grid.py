@@ -29,7 +29,8 @@ SMALLEST = 1e-6  # stands for a 0 inside the field of view, which would look lik
 class Prepared:
     """What is written. images, inside, label: on the grid (D, H, W). brain: before the crop. sources: whose it is.
 
-    lost_ml: of the label outside the box. agreement: Dice of both scans' brains, of more the least; None for one scan.
+    given_ml: of the label as it was drawn, 0 where there is none. outside_ml: of the label, once carried, outside the
+    brain, where the scans are 0. agreement: Dice of both scans' brains, of more the least; None for one scan.
     """
 
     images: dict[str, NDArray[np.float32]]
@@ -39,7 +40,8 @@ class Prepared:
     sources: tuple[str, ...]
     box: Box
     grid: Geometry
-    lost_ml: float
+    given_ml: float
+    outside_ml: float
     agreement: float | None
 
 
@@ -71,7 +73,7 @@ def on_one_grid(given: Given, found: Found, corrected: Mapping[str, NDArray[np.f
         seen = _seen(scans[name], grid, transforms[name], inside) if several else inside
         image = _finished(array, scans[name].geometry, grid, transforms[name], seen, zscore=zscore)
         images[name] = np.where(seen & (image == 0), np.float32(SMALLEST), image) if several else image
-    kept, lost_ml = _carry_label(given, transforms, box)
+    kept, given_ml, outside_ml = _carry_label(given, transforms, brain, box)
     return Prepared(
         images=images,
         label=kept,
@@ -80,7 +82,8 @@ def on_one_grid(given: Given, found: Found, corrected: Mapping[str, NDArray[np.f
         sources=sources,
         box=box,
         grid=grid,
-        lost_ml=lost_ml,
+        given_ml=given_ml,
+        outside_ml=outside_ml,
         agreement=min((dice(a, b) for a, b in combinations(carried.values(), 2)), default=None),
     )
 
@@ -142,13 +145,15 @@ def _finished(
     return np.where(inside, image, np.float32(0))
 
 
-def _carry_label(given: Given, transforms: Mapping[str, Matrix], box: Box) -> tuple[NDArray[np.int16] | None, float]:
-    """The label in the box, and how much of it the box cuts off, ml."""
+def _carry_label(
+    given: Given, transforms: Mapping[str, Matrix], brain: NDArray[np.bool_], box: Box
+) -> tuple[NDArray[np.int16] | None, float, float]:
+    """The label in the box; how much was drawn, and how much of what was carried lies outside the brain, ml."""
     if given.label is None:
-        return None, 0.0
+        return None, 0.0, 0.0
     array, name = given.label.array, given.label.drawn_on
     own, grid = given.scans[name].geometry, given.scans[given.reference].geometry
     whole = array if name == given.reference else resample_label(array, own, grid, transforms[name])
-    kept = np.ascontiguousarray(whole[box.slices])
-    lost = int(np.count_nonzero(whole)) - int(np.count_nonzero(kept))
-    return kept, lost * grid.voxel_volume_mm3 / 1000
+    outside = int(np.count_nonzero((whole != 0) & ~brain))
+    drawn_ml = int(np.count_nonzero(array)) * own.voxel_volume_mm3 / 1000
+    return np.ascontiguousarray(whole[box.slices]), drawn_ml, outside * grid.voxel_volume_mm3 / 1000

@@ -12,6 +12,7 @@ else is missing is recorded by prepare, not refused. Paths of a table are relati
 from __future__ import annotations
 
 import csv
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from strokenet.prepare.config import SCANS
 
 COLUMNS = ("case", "t1", "flair", "label", "t1_2", "flair_2")
 MAX_TABLE_BYTES = 16 * 2**20
+SHOWN = 4  # files in a message
+_log = logging.getLogger("strokenet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,9 @@ def read_inputs(source: Path) -> tuple[CaseInputs, ...]:
 
 
 def one_case(scans: Mapping[str, Path], label: Path | None = None, case_id: str | None = None) -> tuple[CaseInputs]:
-    """The case of single files, named like the first of them where no name is given. scans: name -> file.
+    """The case of single files. scans: name -> file.
+
+    Where no name is given it is the first file's, or of PATIENT/t1.nii.gz the patient's.
 
     Raises:
         InputError: no scan of the first time is given, or the name is not one that a file may have.
@@ -79,7 +84,10 @@ def one_case(scans: Mapping[str, Path], label: Path | None = None, case_id: str 
     if first is None:
         raise InputError("neither t1 nor flair is given; at least one scan is needed")
     ending = next((end for end in ENDINGS if first.name.endswith(end)), first.suffix)
-    name = case_id if case_id is not None else first.name.removesuffix(ending)
+    stem = first.name.removesuffix(ending)
+    if stem.lower() in SCANS:  # PATIENT/t1.nii.gz: every patient's is named so
+        stem = first.absolute().parent.name
+    name = case_id if case_id is not None else stem
     return (CaseInputs(case_id=name, label=label, **scans),)
 
 
@@ -103,6 +111,12 @@ def _folder_cases(folder: Path) -> tuple[CaseInputs, ...]:
         files = {name: _scan(patient, name) for name in COLUMNS[1:]}
         if any(files[name] for name in SCANS):
             found.append(CaseInputs(case_id=patient.name, **files))
+        elif others := sorted(path.name for path in patient.iterdir() if path.name.lower().endswith(ENDINGS)):
+            _log.warning(
+                "%s: left out: it holds %s, but no t1.nii.gz and no flair.nii.gz; rename its files, or name them in a "
+                "table",
+                *(patient, ", ".join(others[:SHOWN]) + (" ..." if len(others) > SHOWN else "")),
+            )
     return tuple(found)
 
 

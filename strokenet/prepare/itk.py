@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -130,10 +131,36 @@ def resample_mask(
     """A mask on another grid: inside where its linearly interpolated indicator is at least one half.
 
     The volume of a lesion survives this better than the nearest voxel, which moves the border by up to half a voxel of
-    the coarser grid; on the very same voxels it is exact.
+    the coarser grid; on the very same voxels it is exact. A voxel that is twice as long as the mask's or more is looked
+    at in as many places along it, and their mean decides: what lies between two thick slices is not lost.
     """
-    share = resample(mask.astype(np.float32), geometry, grid, grid_to_array, interpolation="linear", threads=threads)
+    parts = _parts(geometry, grid, grid_to_array)
+    fine, indicator = divided(grid, parts), mask.astype(np.float32)
+    share = resample(indicator, geometry, fine, grid_to_array, interpolation="linear", threads=threads)
+    if parts != (1, 1, 1):
+        d, h, w = grid.shape
+        share = share.reshape(d, parts[0], h, parts[1], w, parts[2]).mean((1, 3, 5))
     return np.asarray(share >= 0.5 - 1e-4)  # a voxel between two keeps its share of 1/2 whatever float32 makes of it
+
+
+def _parts(geometry: Geometry, grid: Geometry, grid_to_array: Matrix) -> tuple[int, int, int]:
+    """How many voxels of the array lie along an edge of the grid's voxels, at least 1, of each axis D, H, W."""
+    to_voxels = np.linalg.inv(geometry.affine[:3, :3]) @ grid_to_array[:3, :3] @ grid.affine[:3, :3]
+    d, h, w = (max(1, round(float(n))) for n in np.linalg.norm(to_voxels, axis=0))
+    return d, h, w
+
+
+def divided(grid: Geometry, parts: tuple[int, int, int]) -> Geometry:
+    """The grid whose voxels fill those of `grid`, so many along each axis D, H, W."""
+    if parts == (1, 1, 1):
+        return grid
+    each = np.array(parts)
+    affine = grid.affine.copy()
+    affine[:3, :3] = grid.affine[:3, :3] / each
+    affine[:3, 3] = grid.affine[:3] @ [*((1 - each) / (2 * each)), 1]  # the first part's middle
+    d, h, w = (int(n) for n in np.array(grid.shape) * each)
+    z, y, x = (float(mm) for mm in np.array(grid.spacing) / each)
+    return replace(grid, shape=(d, h, w), spacing=(z, y, x), affine=affine)
 
 
 def resample_label(

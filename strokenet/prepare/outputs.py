@@ -19,7 +19,8 @@ from strokenet.prepare.record import read_record, record_path
 class PreparedCase:
     """A row of the table. images: files written, in channel order. label: its file. missing: scans that are not there.
 
-    part: "Tr" where the case can train, else "Ts". label_lost_ml: of the label outside the brain's box, which is cut.
+    part: "Tr" where the case can train, else "Ts". label_ml: of the label as it was drawn and as it is written, and of
+    what was carried outside the brain (the keys "given", "kept", "outside_brain"); None without a label.
     """
 
     case_id: str
@@ -28,7 +29,7 @@ class PreparedCase:
     label: Path | None
     missing: tuple[str, ...]
     quality: CaseQuality
-    label_lost_ml: float
+    label_ml: dict[str, float] | None
     seconds: float
     cached: bool = False
 
@@ -49,13 +50,29 @@ def picture_path(out: Path, case_id: str) -> Path:
     return out / "qc" / f"{case_id}.png"
 
 
+def removed_files(out: Path, case_id: str) -> tuple[Path, ...]:
+    """All that a case may leave, however many channels its cohort has; its record and its cache excepted."""
+    parts = [output_files(out, case_id, part, SCANS).values() for part in ("Tr", "Ts")]
+    return (*(path for files in parts for path in files), brain_path(out, case_id), picture_path(out, case_id))
+
+
 def remove_outputs(out: Path, case_id: str) -> None:
     """Takes away what an earlier run left for this case, its cache and its record excepted."""
-    for part in ("Tr", "Ts"):
-        for path in output_files(out, case_id, part, SCANS).values():
-            path.unlink(missing_ok=True)
-    brain_path(out, case_id).unlink(missing_ok=True)
-    picture_path(out, case_id).unlink(missing_ok=True)
+    for path in removed_files(out, case_id):
+        path.unlink(missing_ok=True)
+
+
+def earlier_cases(out: Path) -> tuple[PreparedCase, ...]:
+    """The cases that earlier runs have finished in this folder, whose images are still there, sorted."""
+    found = []
+    for path in sorted((out / "prepare").glob("*.json")):
+        try:
+            row = replace(case_of(out, read_record(path)), cached=True)
+        except (InputError, KeyError, TypeError, AttributeError, IndexError):
+            continue  # not finished, or of another version
+        if all(image.is_file() for image in row.images):
+            found.append(row)
+    return tuple(found)
 
 
 def case_of(out: Path, record: dict[str, Any]) -> PreparedCase:
@@ -69,7 +86,7 @@ def case_of(out: Path, record: dict[str, Any]) -> PreparedCase:
         label=outputs.get("label"),
         missing=tuple(record["missing"]),
         quality=CaseQuality(**record["quality"]),
-        label_lost_ml=record["label_lost_ml"],
+        label_ml=record["label_ml"],
         seconds=sum(record["seconds"].values()),
     )
 

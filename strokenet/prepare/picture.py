@@ -103,5 +103,5 @@ def _show(axes: Axes, pixels: NDArray[np.generic], spacing: Spacing, axis: int) 
 
 
 def _outline(axes: Axes, mask: NDArray[np.generic], colour: str) -> None:
-    if mask.any() and not mask.all():
+    if mask.any() and not mask.all() and min(mask.shape) > 1:  # one slice has no outline to draw
         axes.contour(mask, levels=[0.5], colors=colour, linewidths=1.0)

@@ -41,7 +41,7 @@ from strokenet.prepare.outputs import (
 )
 from strokenet.prepare.picture import draw_preparation
 from strokenet.prepare.quality import CaseQuality
-from strokenet.prepare.record import FORMAT, geometry_to_json, record_path, transform_to_json
+from strokenet.prepare.record import FORMAT, geometry_to_json, header_to_json, record_path, transform_to_json
 from strokenet.prepare.scans import Given, Native, read_given
 from strokenet.prepare.steps import Found, correct_bias, find_brains, find_transforms
 from strokenet.preprocess.crop import Box
@@ -70,7 +70,7 @@ class _Clock:
         began = time.perf_counter()
         try:
             yield
-        except (InputError, OSError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # whatever it is, it is named with its step, and the other cases go on
             reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
             raise StepFailed(self.case_id, name, reason) from error
         self.seconds[name] = round(time.perf_counter() - began, 3)
@@ -150,8 +150,15 @@ def _record(given: Given, found: Found, prepared: Prepared) -> dict[str, Any]:
         "brain": {"source": " and ".join(prepared.sources)}
         | {name: {"ml": brain.volume_ml, "method": brain.method} for name, brain in brains.items()},
         "quality": asdict(quality),
-        "label_lost_ml": prepared.lost_ml,
+        "label_ml": _label_json(prepared),
     }
+
+
+def _label_json(prepared: Prepared) -> dict[str, float] | None:
+    if prepared.label is None:
+        return None
+    kept = int(np.count_nonzero(prepared.label)) * prepared.grid.voxel_volume_mm3 / 1000
+    return {"given": prepared.given_ml, "kept": kept, "outside_brain": prepared.outside_ml}
 
 
 def _quality(case_id: str, found: Found, prepared: Prepared) -> CaseQuality:
@@ -201,7 +208,12 @@ def _crop_json(box: Box) -> dict[str, Any]:
 
 
 def _input_json(scan: Native) -> dict[str, Any]:
-    return {"path": str(scan.path), "sha256": scan.sha256, "geometry": geometry_to_json(scan.stored)}
+    return {
+        "path": str(scan.path),
+        "sha256": scan.sha256,
+        "geometry": geometry_to_json(scan.stored),
+        "header": header_to_json(scan.header),
+    }
 
 
 def _case_key(given: Given, config: PrepareConfig, channels: tuple[Name, ...]) -> str:

@@ -9,6 +9,8 @@ world to the same anatomy in the t1 scan's world. Voxels of t1 are found from th
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ from strokenet.data.description import json_object
 from strokenet.data.errors import InputError
 from strokenet.data.files import read_json
 from strokenet.data.geometry import Geometry
-from strokenet.data.header import Header
-from strokenet.data.nifti import header_of
+from strokenet.data.header import Header, parse_header
+from strokenet.data.nifti import geometry_of
 from strokenet.prepare.itk import Matrix, resample_label
 
-FORMAT = 1
+FORMAT = 2  # of the record and of all that is cached: another one is not read, and the case is prepared again
 
 
 def record_path(out: Path, case_id: str) -> Path:
@@ -48,6 +50,11 @@ def geometry_from_json(fields: Any) -> Geometry:
     return Geometry(shape=(k, j, i), spacing=(z, y, x), affine=affine[:, [2, 1, 0, 3]])
 
 
+def header_to_json(header: Header) -> str:
+    """The bytes of the header, NIfTI-1 or -2, in base 64: its two forms and their codes, as the scanner set them."""
+    return base64.b64encode(header.raw).decode("ascii")
+
+
 def transform_to_json(source: str, target: str, matrix: Matrix) -> dict[str, Any]:
     """A transform that maps points of the source's world to the target's."""
     return {"from": source, "to": target, "matrix": matrix.tolist()}
@@ -65,6 +72,19 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def native_name(record: Mapping[str, Any], scan: str | None) -> str:
+    """The scan whose grid is meant: the named one, or the reference.
+
+    Raises:
+        InputError: the case has no such scan.
+    """
+    name = scan or str(record["reference"])
+    if name not in record["inputs"]:
+        there = ", ".join(record["inputs"])
+        raise InputError(f"record of {record.get('case')}: has no scan {name!r}; there are {there}: name one of them")
+    return name
+
+
 def to_native(
     mask: NDArray[np.integer], record: dict[str, Any], scan: str | None = None
 ) -> tuple[NDArray[np.uint8], Header]:
@@ -77,17 +97,16 @@ def to_native(
             the reference.
 
     Returns:
-        (D, H, W) uint8 in the stored order of the scan, and a header of its grid.
+        (D, H, W) uint8 in the stored order of the scan, and the header that the scan came with.
 
     Raises:
         InputError: the case has no such scan, the record is damaged, or the mask lies on another grid.
     """
-    name, where = scan or record["reference"], f"record of {record.get('case')}"
-    if name not in record["inputs"]:
-        raise InputError(f"{where}: has no scan {name!r}; there are {', '.join(record['inputs'])}")
+    name, where = native_name(record, scan), f"record of {record.get('case')}"
     try:
         grid = geometry_from_json(record["grid"])
-        native = geometry_from_json(record["inputs"][name]["geometry"])
+        header = parse_header(base64.b64decode(record["inputs"][name]["header"], validate=True), where)
+        native = geometry_of(header)
         matrix = np.asarray(record["transforms"][name]["matrix"], dtype=np.float64).reshape(4, 4)
         back: Matrix = np.linalg.inv(matrix).astype(np.float64)  # native world -> reference world
     except (KeyError, TypeError, ValueError) as error:
@@ -95,4 +114,4 @@ def to_native(
     if mask.shape != grid.shape:
         raise InputError(f"{where}: mask {mask.shape} lies not on the prepared grid {grid.shape}; give its own mask")
     carried = resample_label(mask.astype(np.int16), grid, native, back)
-    return carried.astype(np.uint8), header_of(native)
+    return carried.astype(np.uint8), header

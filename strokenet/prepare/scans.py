@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from strokenet.data.case import CORNER_TOLERANCE_MM, read_label
 from strokenet.data.errors import InputError
 from strokenet.data.geometry import Geometry, corner_distance_mm, turn_to_ras, turned
-from strokenet.data.nifti import read_volume
+from strokenet.data.nifti import Header, read_volume
 from strokenet.prepare.cache import file_sha256
 from strokenet.prepare.config import LABELS, Name, PrepareConfig, time_of
 from strokenet.prepare.inputs import CaseInputs
@@ -23,13 +23,14 @@ from strokenet.prepare.inputs import CaseInputs
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Native:
-    """A scan in RAS order; stored: its geometry in the file."""
+    """A scan in RAS order; stored, header: its geometry in the file, and the header."""
 
     path: Path
     sha256: str
     array: NDArray[np.float32]
     geometry: Geometry
     stored: Geometry
+    header: Header
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,6 +76,7 @@ def read_scan(path: Path) -> Native:
         array=np.ascontiguousarray(turn.apply(volume.array)),
         geometry=turned(volume.geometry, turn),
         stored=volume.geometry,
+        header=volume.header,
     )
 
 
@@ -101,12 +103,23 @@ def _drawn_on(
     fitting = [name for name, scan in scans.items() if same_grid(geometry, scan.geometry)]
     wanted: str | None = label_on or (reference if reference in fitting else next(iter(fitting), None))
     if wanted not in fitting:
-        shapes = ", ".join(f"{name} {scan.geometry.shape[::-1]}" for name, scan in scans.items())
         raise InputError(
             f"{path}: label of {geometry.shape[::-1]} voxels lies not on the grid of {wanted or 'any scan'} "
-            f"({shapes}); resample it to the scan that it was drawn on, or name that scan"
+            f"({how_far(geometry, scans)}); resample it to the scan that it was drawn on, or name that scan"
         )
     return wanted
+
+
+def how_far(geometry: Geometry, scans: Mapping[str, Native]) -> str:
+    """Why a grid is that of no scan: their shapes, or where these agree how far its corners are away."""
+    lines = []
+    for name, scan in scans.items():
+        away = corner_distance_mm(geometry, scan.geometry) if geometry.shape == scan.geometry.shape else None
+        shape = f"{name} {scan.geometry.shape[::-1]}"
+        lines.append(
+            shape if away is None else f"{shape}, {away:.3g} mm away, below {CORNER_TOLERANCE_MM:g} is allowed"
+        )
+    return "; ".join(lines)
 
 
 def same_grid(a: Geometry, b: Geometry) -> bool:

@@ -24,7 +24,7 @@ from strokenet.prepare.config import PrepareConfig, time_of
 from strokenet.prepare.itk import Matrix, resample_mask
 from strokenet.prepare.record import FORMAT
 from strokenet.prepare.register import RegisterConfig, Scan, brain_points, displacement_mm, register
-from strokenet.prepare.scans import Native, same_grid
+from strokenet.prepare.scans import Native, how_far, same_grid
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +66,10 @@ def _given_brain(path: Path, scans: Mapping[str, Native], reference: str) -> dic
     mask, geometry = turn.apply(label.array) != 0, turned(label.geometry, turn)
     fitting = [name for name, scan in scans.items() if same_grid(geometry, scan.geometry)]
     if not fitting:
-        raise InputError(f"{path}: brain mask lies on the grid of no scan; resample it to one of them")
+        raise InputError(
+            f"{path}: brain mask of {geometry.shape[::-1]} voxels lies on the grid of no scan "
+            f"({how_far(geometry, scans)}); resample it to one of them"
+        )
     time = time_of(reference if reference in fitting else fitting[0])
     brains = {}
     for name, scan in scans.items():

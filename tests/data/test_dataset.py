@@ -303,6 +303,34 @@ def test_a_channel_that_is_missing_or_too_many_is_that_cases_problem(tmp_path: P
         input_cases(tmp_path / "alone", ("T1", "FLAIR"))
 
 
+def test_the_dataset_beside_a_folder_says_what_its_numbers_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """prepare numbers a cohort of FLAIR alone from 0: to a model of both it is not a T1."""
+    folder = tmp_path / "imagesTs"
+    touch(folder / "a_0000.nii.gz")
+    description = tmp_path / "dataset.json"
+    description.write_text('{"channel_names": {"0": "flair"}}')
+    (case,) = input_cases(folder, ("T1", "FLAIR"), subsets=True)
+    assert (case.channels, case.images) == (("FLAIR",), (folder / "a_0000.nii.gz",))
+    with pytest.raises(InputError, match="case a lacks T1; add it"):
+        input_cases(folder, ("T1", "FLAIR"))
+    assert input_cases(folder, ("FLAIR",))[0].images == (folder / "a_0000.nii.gz",)
+    touch(folder / "a_0001.nii.gz")
+    description.write_text('{"channel_names": {"0": "FLAIR", "1": "T1"}}')
+    (case,) = input_cases(folder, ("T1", "FLAIR"))
+    assert case.images == (folder / "a_0001.nii.gz", folder / "a_0000.nii.gz")
+    touch(folder / "a_0002.nii.gz")
+    with pytest.raises(InputError, match=r"has a_0002\.nii\.gz beyond its 2 channels"):
+        input_cases(folder, ("T1", "FLAIR"))
+    (folder / "a_0002.nii.gz").unlink()
+    assert not caplog.text
+    description.write_text('{"channel_names": {"0": "MRI", "1": "other"}}')
+    (case,) = input_cases(folder, ("T1", "FLAIR"))
+    assert case.images == (folder / "a_0000.nii.gz", folder / "a_0001.nii.gz")
+    assert "names the channels MRI, other, the model T1, FLAIR; files are taken by their numbers" in caplog.text
+
+
 def test_a_raw_dataset_is_answered_with_the_folder_of_its_scans(tmp_path: Path) -> None:
     root = dataset(tmp_path)
     with pytest.raises(InputError, match="holds no scans itself; give .*imagesTr$"):

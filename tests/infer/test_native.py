@@ -14,10 +14,11 @@ import pytest
 from planner.plan import PostprocessRule
 from strokenet.data.dataset import CaseFiles
 from strokenet.data.errors import InputError
-from strokenet.infer.infer import infer, infer_folder
+from strokenet.infer.infer import infer, infer_folder, infer_one
 from strokenet.infer.predict import InferConfig
 from strokenet.prepare.cohort import prepare_cohort
 from strokenet.prepare.config import PrepareConfig
+from strokenet.prepare.inputs import read_inputs
 from tests.infer.models import known_plan, write_model
 from tests.prepare.heads import write_head
 
@@ -69,11 +70,41 @@ def test_the_native_mask_goes_to_the_scan_that_is_named(root: Path, tmp_path: Pa
     scans = root / "prepared" / "imagesTs"
     (done,) = infer_folder(root / "model", scans, tmp_path / "flair", replace(NATIVE, native_scan="flair"))
     assert done.status == "ok"
-    (failed,) = infer_folder(root / "model", scans, tmp_path / "other", replace(NATIVE, native_scan="flair_2"))
-    assert failed.error is not None
-    assert "has no scan 'flair_2'; there are flair" in failed.error
+    with pytest.raises(InputError, match="has no scan 'flair_2'; there are flair"):
+        infer_folder(root / "model", scans, tmp_path / "other", replace(NATIVE, native_scan="flair_2"))
+    assert not (tmp_path / "other").exists()  # it is known before a case is computed
     with pytest.raises(InputError, match="add --native"):
         InferConfig(native_scan="flair_2")
+
+
+def test_from_inside_the_folder_the_record_is_found(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root / "prepared" / "imagesTs")
+    (done,) = infer_folder(root / "model", Path("."), tmp_path, NATIVE)
+    assert done.error is None
+    (done,) = infer_one(root / "model", {"FLAIR": Path("p_0000.nii.gz")}, tmp_path / "one", NATIVE, case_id="p")
+    assert done.error is None
+
+
+def test_the_native_mask_has_the_header_of_the_scan(root: Path, tmp_path: Path) -> None:
+    """Both forms and their codes: a viewer that takes the other form shows mask and scan in one place all the same."""
+    study, out = tmp_path / "study" / "p", tmp_path / "prepared"
+    study.mkdir(parents=True)
+    image = nibabel.Nifti1Image.from_filename(root / "study" / "p" / "flair.nii.gz")
+    turned = image.affine.copy()
+    turned[:3, 3] += (7.0, -3.0, 2.0)
+    scan = nibabel.Nifti1Image(image.get_fdata(dtype=np.float32), image.affine)
+    scan.set_sform(image.affine, code=4)
+    scan.set_qform(turned, code=2)
+    nibabel.save(scan, study / "flair.nii.gz")
+    assert not prepare_cohort(read_inputs(tmp_path / "study"), out, PrepareConfig(brain="none", bias=False)).failed
+    (done,) = infer_folder(root / "model", out / "imagesTs", tmp_path / "masks", NATIVE)
+    assert done.error is None
+    header = nibabel.Nifti1Image.from_filename(tmp_path / "masks" / "native" / "p.nii.gz").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (4, 2)
+    np.testing.assert_allclose(header.get_qform(), turned, atol=1e-4)
+    np.testing.assert_allclose(header.get_sform(), image.affine, atol=1e-4)
 
 
 def test_without_the_flag_nothing_native_is_written_and_an_earlier_one_goes(root: Path, tmp_path: Path) -> None:

@@ -34,15 +34,15 @@ def test_a_folder_of_patients_becomes_a_raw_dataset(tmp_path: Path) -> None:
     assert (rows["p2"]["status"], rows["p2"]["step"]) == ("failed", "read")
 
 
-def test_one_case_is_named_like_its_first_file(tmp_path: Path) -> None:
+def test_one_case_is_named_like_its_patient_where_its_file_is_named_like_a_scan(tmp_path: Path) -> None:
     files = write_head(tmp_path / "p", flair=False, label=False)
     out = tmp_path / "out"
     done = CliRunner().invoke(
         cli, ["prepare", "--t1", str(files.t1), "-o", str(out), "--brain", "none", "--no-bias", "--zscore"]
     )
     assert done.exit_code == 0
-    assert (out / "imagesTs" / "t1_0000.nii.gz").is_file()
-    assert (out / "qc" / "t1.png").is_file()
+    assert (out / "imagesTs" / "p_0000.nii.gz").is_file()
+    assert (out / "qc" / "p.png").is_file()
 
 
 def test_a_second_time_needs_a_first(tmp_path: Path) -> None:
