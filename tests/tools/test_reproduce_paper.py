@@ -202,12 +202,12 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.
     over = Clock(deadline=0)
     with pytest.raises(Exception, match="the time is up"):
         reproduce(asked, over)
-    with pytest.raises(InputError, match="holds a run with another seed; choose another -o"):
+    with pytest.raises(InputError, match="holds a run with another seed; choose another folder"):
         reproduce(replace(asked, seed=1), over)
     with pytest.raises(InputError, match="holds a run with another scale"):
         reproduce(replace(asked, scale=replace(asked.scale, atlas=4)), over)
     monkeypatch.setattr("tools.paper.results.CODE", ("planner",))
-    with pytest.raises(InputError, match="holds a run with another code; choose another -o"):
+    with pytest.raises(InputError, match="holds a run with another code; choose another folder"):
         reproduce(asked, over)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("all of it")

@@ -6,9 +6,6 @@ OUT holds, so that no run goes on in the folder of another.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
@@ -17,9 +14,9 @@ from typing import Any
 
 from bench.measure import machine
 from strokenet import __version__
-from strokenet.data.errors import InputError
 from strokenet.data.files import read_json, write_json
 from tools.paper import table
+from tools.paper.claim import claim, digest_of_code, digest_of_sizes
 from tools.paper.figures import draw_figures
 from tools.paper.protocol import Protocol, stages
 from tools.paper.scales import SCALES
@@ -35,7 +32,7 @@ def reproduce(protocol: Protocol, clock: Clock) -> dict[str, Any]:
     Raises:
         Stopped: the time is up, or a signal came. InputError: OUT holds another run, or a station refuses its input.
     """
-    _begin(protocol)
+    claim(protocol.out, "paper.json", _asked(protocol))
     done = run_stages(stages(protocol), protocol.out / "marks", clock)
     found = results(protocol, done)
     write_json(protocol.out / "results.json", found)
@@ -79,48 +76,12 @@ def keep(path: Path, found: dict[str, Any]) -> None:
 def _asked(protocol: Protocol) -> dict[str, Any]:
     """What the numbers depend on; folders by their names, for where they lay is nobody's business, and their files."""
     given = {"label_maps": protocol.label_maps, "lesions": protocol.lesions}
-    files = {f"files_of_{name}": None if folder is None else _digest_of_sizes(folder) for name, folder in given.items()}
+    files = {f"files_of_{name}": None if folder is None else digest_of_sizes(folder) for name, folder in given.items()}
     return {
         "scale": {**asdict(protocol.scale), "prepare": protocol.scale.prepare.to_json()},
         "seed": protocol.seed,
         **{name: None if folder is None else folder.resolve().name for name, folder in given.items()},
         **files,
         "version": __version__,
-        "code": _digest_of_code(),
+        "code": digest_of_code(CODE),
     }
-
-
-def _digest_of_sizes(folder: Path) -> str:
-    """Names and sizes of a folder's files: another set of them, or one that was replaced, is another."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return _digest(f"{path.relative_to(folder)} {path.stat().st_size}" for path in files)
-
-
-def _digest_of_code() -> str:
-    """Every source that a stage runs: stages of two versions of it are not one experiment."""
-    root = Path(__file__).resolve().parents[2]
-    files = sorted(path for room in CODE for path in (root / room).rglob("*.py"))
-    return _digest(f"{path.relative_to(root)} {path.read_text()}" for path in files)
-
-
-def _digest(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
-
-
-def _begin(protocol: Protocol) -> None:
-    """OUT/paper.json, written first, says what OUT holds; another run in it is refused."""
-    path, asked = protocol.out / "paper.json", _asked(protocol)
-    if not path.is_file():
-        if protocol.out.is_dir() and any(protocol.out.iterdir()):
-            raise InputError(f"{protocol.out}: is not empty and holds no earlier run; choose another -o")
-        write_json(path, asked)
-        return
-    before = read_json(path)
-    now = _as_json(asked)
-    if changed := [name for name in now if before.get(name) != now[name]]:
-        raise InputError(f"{protocol.out}: holds a run with another {', '.join(changed)}; choose another -o")
-
-
-def _as_json(value: Any) -> Any:
-    """As it comes back from a file: tuples are lists."""
-    return json.loads(json.dumps(value))
