@@ -3,7 +3,8 @@
 Comes in: a Protocol. Goes out: OUT with the two cohorts, the workspaces of the networks, the masks of every test, and a
 mark a stage, whose facts are what table.py and figures.py read. The cohorts are semi-synthetic; what is done with them
 is the paper's: pretraining on T1, the clinic's scans prepared, the T1 network tested on them, adapted to T1 + FLAIR,
-fine-tuned on four fifths of the clinic's cases and tested on the last fifth, which none of its steps has seen.
+fine-tuned on four fifths of the clinic's cases and tested on the last fifth, which none of its steps has seen. That
+holds of drawn heads and strokes; label maps and real masks are few, and come back in many cases of both cohorts.
 """
 
 from __future__ import annotations
