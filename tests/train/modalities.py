@@ -4,8 +4,9 @@
 
 Four models learn the same cohort for the same number of steps: one with modality dropout on T1 + FLAIR, and one
 without on T1, on FLAIR, on both. Printed: Dice of each subset of the held-out cases, beside its own model's (goal:
-within 0.03); then, with the held-out scans as drawn, with a degraded T1 and with a degraded FLAIR, Dice of each subset
-by the model with dropout and the share of cases in which `infer` would flag a channel as surer alone.
+within 0.03); then, with the held-out scans as drawn, and with a T1 or a FLAIR that is degraded more and more, Dice of
+each subset by the model with dropout and the cases in which `infer` would flag a channel as surer alone. Called again
+with the same DIR it trains nothing anew.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from strokenet.train.train import train
 
 GOAL = 0.03
 ITERATIONS = 20  # steps an epoch, as in the demo
-NOISE, BLUR_MM = 1.0, 2.0  # of a degraded scan: deviation of the noise over the brain's, and sigma
+LEVELS = ((1.0, 2.0), (3.0, 2.0), (6.0, 4.0))  # of degrading: deviation of the noise over the brain's; blur, mm
 CHANNELS = ("T1", "FLAIR")
 SUBSETS = (("T1",), ("FLAIR",), ("T1", "FLAIR"))
 
@@ -71,6 +72,8 @@ def narrowed(dataset: Path, out: Path, channels: Sequence[str]) -> Path:
 
 def trained(dataset: Path, root: Path, *, steps: int, p: float, seed: int) -> Model:
     """Planned as the demo plans, preprocessed, and trained on all cases for so many steps on the CPU."""
+    if root.exists():
+        return load_model(root)
     planned = plan_workspace(dataset, root, PlanConfig(gpu_memory_gb=GPU_MEMORY_GB, jobs=1))
     planned.workspace.write_plan(narrower(planned.plan, NARROWER))
     preprocess_workspace(root)
@@ -92,13 +95,14 @@ def held_out(files: Sequence[CaseFiles]) -> list[Case]:
     return [read_case(f.case_id, dict(zip(CHANNELS, f.images, strict=True)), f.label) for f in files]
 
 
-def degraded(case: Case, channel: str, rng: np.random.Generator) -> Case:
+def degraded(case: Case, channel: str, level: tuple[float, float], rng: np.random.Generator) -> Case:
     """One channel blurred and noisy inside the brain, as by a moving patient; the other and the zeros stay."""
     index = CHANNELS.index(channel)
     image, scan = case.image.copy(), case.image[index]
     inside = scan != 0
-    blurred = gaussian_filter(scan, [BLUR_MM / mm for mm in case.geometry.spacing])
-    noise = rng.normal(0, NOISE * float(scan[inside].std()), scan.shape)
+    strength, blur_mm = level
+    blurred = gaussian_filter(scan, [blur_mm / mm for mm in case.geometry.spacing])
+    noise = rng.normal(0, strength * float(scan[inside].std()), scan.shape)
     image[index] = np.where(inside, blurred + noise, 0)
     return replace(case, image=image)
 
@@ -144,32 +148,39 @@ def show_beside(found: Sequence[Found], own: Sequence[Model], cases: Sequence[Ca
 
 
 def show_flags(title: str, found: Sequence[Found]) -> None:
-    """Dice of each subset, and the share of cases in which a channel is surer alone."""
+    """Dice of each subset, in how many cases a channel is surer alone, and in how many it is better alone."""
     flags = [surer_alone(one) for one in found]
-    shares = [f"{name} surer alone in {sum(name in f for f in flags)} of {len(flags)}" for name in CHANNELS]
+    better = {name: sum(one.dice[(name,)] > one.dice[CHANNELS] for one in found) for name in CHANNELS}
+    shares = [
+        f"{name} surer alone in {sum(name in f for f in flags)}, better in {better[name]} of {len(flags)}"
+        for name in CHANNELS
+    ]
     scores = [f"{'+'.join(names)} {mean_dice(found, names):.3f}" for names in SUBSETS]
-    say(f"{title}: Dice {', '.join(scores)}; {', '.join(shares)}; any: {sum(map(bool, flags)) / len(flags):.2f}")
+    say(f"{title}: Dice {', '.join(scores)}; {'; '.join(shares)}")
 
 
 def main(options: argparse.Namespace, root: Path) -> None:
     """The cohort, the four models, and what they say."""
     drawn = CohortConfig(train=options.train, held_out=options.test, seed=options.seed)
-    cohort = draw_cohort(root / "dataset", drawn)
+    cohort = draw_cohort(root / "dataset", drawn)  # the same files, where they are there
     say(f"{options.train} drawn heads to train, {options.test} held out, {options.steps} steps a model, p {options.p}")
     same = {"steps": options.steps, "seed": options.seed}
     one = trained(root / "dataset", root / "one", p=options.p, **same)
     own = []
     for names in SUBSETS:
         place = root / "own" / "-".join(names)
-        own.append(trained(narrowed(root / "dataset", place / "dataset", names), place / "work", p=0.0, **same))
+        if not place.exists():
+            narrowed(root / "dataset", place / "dataset", names)
+        own.append(trained(place / "dataset", place / "work", p=0.0, **same))
     cases = held_out(cohort.held_out)
     found = [examined(one, case, SUBSETS) for case in cases]
     show_beside(found, own, cases)
     show_flags("as drawn", found)
     for number, channel in enumerate(CHANNELS):
-        rng = np.random.default_rng([options.seed, number])
-        worse = [degraded(case, channel, rng) for case in cases]
-        show_flags(f"degraded {channel}", [examined(one, case, SUBSETS) for case in worse])
+        for step, level in enumerate(LEVELS, start=1):
+            rng = np.random.default_rng([options.seed, number, step])
+            worse = [degraded(case, channel, level, rng) for case in cases]
+            show_flags(f"degraded {channel}, {step} of 3", [examined(one, case, SUBSETS) for case in worse])
 
 
 if __name__ == "__main__":
