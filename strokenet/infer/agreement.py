@@ -11,7 +11,7 @@ how sure the network is of what it drew, not whether it is right, and nothing of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,7 +65,7 @@ def agreement_of(
     """
     if not (config.agreement and model.modality_dropout and len(case.channels) > 1):
         return None
-    alone = {name: predict(model, only(case, name), config, track) for name in case.channels}
+    alone = ((name, predict(model, only(case, name), config, track)) for name in case.channels)  # one at a time
     return compare(together, alone, case.geometry.voxel_volume_mm3)
 
 
@@ -75,8 +75,8 @@ def only(case: Case, channel: str) -> Case:
     return replace(case, channels=(channel,), image=case.image[index : index + 1])
 
 
-def compare(together: Prediction, alone: Mapping[str, Prediction], voxel_volume_mm3: float) -> Agreement:
-    """The prediction of each channel alone beside that of all, on one grid."""
+def compare(together: Prediction, alone: Iterable[tuple[str, Prediction]], voxel_volume_mm3: float) -> Agreement:
+    """The prediction of each channel alone beside that of all, on one grid. Of each no more than its numbers is kept."""
     lesion, sure = together.mask > 0, confidence(together)
     found = {
         name: Alone(
@@ -84,7 +84,7 @@ def compare(together: Prediction, alone: Mapping[str, Prediction], voxel_volume_
             lesion_volume_ml=float(np.count_nonzero(one.mask)) * voxel_volume_mm3 / 1000,
             confidence=confidence(one),
         )
-        for name, one in alone.items()
+        for name, one in alone
     }
     surer = [name for name, one in found.items() if one.confidence is not None and one.confidence > (sure or 0.0)]
     return Agreement(confidence=sure, alone=found, surer_alone=tuple(surer))

@@ -153,6 +153,19 @@ def test_no_agreement_saves_its_inferences(
     assert [(r.status, r.agreement) for r in rows] == [("ok", None)] * 3
 
 
+def test_an_error_of_the_comparison_does_not_cost_the_mask(
+    model: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("strokenet.infer.agreement.predict", breaks)
+    rows = infer_folder(model, scans, tmp_path / "out", DEFAULT)
+    assert [(r.status, r.agreement) for r in rows] == [("ok", None)] * 3
+    assert (tmp_path / "out" / "a.nii.gz").is_file()
+    assert "a: its channels were not compared: MemoryError: no room" in caplog.text
+
+
 def made(probability: list[float], threshold: float = 0.5) -> Prediction:
     lesion = np.array(probability, np.float32).reshape(1, 1, -1)
     return Prediction(mask=(lesion > threshold).astype(np.uint8), probability=np.stack([1 - lesion, lesion]))
@@ -165,7 +178,7 @@ def test_agreement_by_hand() -> None:
         "FLAIR": made([0.1, 0.1, 0.6, 0.6]),
         "DWI": made([0.4, 0.4, 0.4, 0.4]),
     }
-    said = compare(made([0.7, 0.8, 0.6, 0.2]), alone, 2000.0)
+    said = compare(made([0.7, 0.8, 0.6, 0.2]), alone.items(), 2000.0)
     assert said.confidence == pytest.approx(0.7)
     assert [one.dice for one in said.alone.values()] == pytest.approx([4 / 5, 2 / 5, 0.0])
     assert [one.lesion_volume_ml for one in said.alone.values()] == pytest.approx([4.0, 4.0, 0.0])
@@ -178,10 +191,10 @@ def test_agreement_by_hand() -> None:
 def test_empty_masks_agree_and_have_no_confidence() -> None:
     nothing, lesion = made([0.1, 0.2]), made([0.6, 0.2])
     assert confidence(nothing) is None
-    said = compare(nothing, {"T1": nothing, "FLAIR": lesion}, 1.0)
+    said = compare(nothing, {"T1": nothing, "FLAIR": lesion}.items(), 1.0)
     assert [one.dice for one in said.alone.values()] == [1.0, 0.0]
     assert said.surer_alone == ("FLAIR",)  # it finds a lesion that all together lose
-    assert compare(lesion, {"T1": nothing, "FLAIR": lesion}, 1.0).surer_alone == ()
+    assert compare(lesion, {"T1": nothing, "FLAIR": lesion}.items(), 1.0).surer_alone == ()
 
 
 def test_the_common_field_is_that_of_the_given_channels() -> None:

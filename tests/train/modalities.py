@@ -125,7 +125,7 @@ def examined(model: Model, case: Case, subsets: Sequence[tuple[str, ...]]) -> Fo
 def surer_alone(found: Found) -> tuple[str, ...]:
     """The channels that `infer` would flag in this case."""
     alone = {names[0]: one for names, one in found.predictions.items() if len(names) == 1}
-    return compare(found.predictions[CHANNELS], alone, found.voxel_volume_mm3).surer_alone
+    return compare(found.predictions[CHANNELS], alone.items(), found.voxel_volume_mm3).surer_alone
 
 
 def mean_dice(found: Sequence[Found], names: tuple[str, ...]) -> float:
