@@ -76,7 +76,7 @@ def only(case: Case, channel: str) -> Case:
 
 
 def compare(together: Prediction, alone: Iterable[tuple[str, Prediction]], voxel_volume_mm3: float) -> Agreement:
-    """The prediction of each channel alone beside that of all, on one grid. Of each no more than its numbers is kept."""
+    """The prediction of each channel alone beside that of all, on one grid; of each its numbers alone are kept."""
     lesion, sure = together.mask > 0, confidence(together)
     found = {
         name: Alone(

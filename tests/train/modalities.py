@@ -1,9 +1,9 @@
 """One model for T1, FLAIR or both, beside a model of its own for each, on drawn heads (Meddahi 2024, VII.A).
 
-    python -m tests.train.modalities [--train 20] [--test 8] [--steps 500] [--p 0.5] [--seed 0] [--out DIR]
+    python -m tests.train.modalities [--train 20] [--test 8] [--steps 500] [--times 3] [--p 0.5] [--seed 0] [--out DIR]
 
-Four models learn the same cohort for the same number of steps: one with modality dropout on T1 + FLAIR, and one
-without on T1, on FLAIR, on both. Printed: Dice of each subset of the held-out cases, beside its own model's (goal:
+Models learn the same cohort: without dropout one of T1, one of FLAIR, one of both; and one of all three subsets with
+modality dropout, for --times as many steps: by default as many as the three that it replaces together. Printed: Dice of each subset of the held-out cases, beside its own model's (goal:
 within 0.03); then, with the held-out scans as drawn, and with a T1 or a FLAIR that is degraded more and more, Dice of
 each subset by the model with dropout and the cases in which `infer` would flag a channel as surer alone. Called again
 with the same DIR it trains nothing anew.
@@ -163,15 +163,16 @@ def main(options: argparse.Namespace, root: Path) -> None:
     """The cohort, the four models, and what they say."""
     drawn = CohortConfig(train=options.train, held_out=options.test, seed=options.seed)
     cohort = draw_cohort(root / "dataset", drawn)  # the same files, where they are there
-    say(f"{options.train} drawn heads to train, {options.test} held out, {options.steps} steps a model, p {options.p}")
-    same = {"steps": options.steps, "seed": options.seed}
-    one = trained(root / "dataset", root / "one", p=options.p, **same)
+    steps = options.steps * options.times
+    say(f"{options.train} drawn heads to train, {options.test} held out, {options.steps} steps a model of its own")
+    say(f"one model: {steps} steps, p {options.p}")
+    one = trained(root / "dataset", root / f"one_{steps}", steps=steps, p=options.p, seed=options.seed)
     own = []
     for names in SUBSETS:
         place = root / "own" / "-".join(names)
         if not place.exists():
             narrowed(root / "dataset", place / "dataset", names)
-        own.append(trained(place / "dataset", place / "work", p=0.0, **same))
+        own.append(trained(place / "dataset", place / "work", steps=options.steps, p=0.0, seed=options.seed))
     cases = held_out(cohort.held_out)
     found = [examined(one, case, SUBSETS) for case in cases]
     show_beside(found, own, cases)
@@ -185,7 +186,7 @@ def main(options: argparse.Namespace, root: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("train", 20), ("test", 8), ("steps", 500), ("seed", 0)):
+    for name, default in (("train", 20), ("test", 8), ("steps", 500), ("times", 3), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--p", type=float, default=0.5)
     parser.add_argument("--out", type=Path)
