@@ -3,10 +3,10 @@
     python -m tests.train.modalities [--train 20] [--test 8] [--steps 500] [--times 3] [--p 0.5] [--seed 0] [--out DIR]
 
 Models learn the same cohort: without dropout one of T1, one of FLAIR, one of both; and one of all three subsets with
-modality dropout, for --times as many steps: by default as many as the three that it replaces together. Printed: Dice of each subset of the held-out cases, beside its own model's (goal:
-within 0.03); then, with the held-out scans as drawn, and with a T1 or a FLAIR that is degraded more and more, Dice of
-each subset by the model with dropout and the cases in which `infer` would flag a channel as surer alone. Called again
-with the same DIR it trains nothing anew.
+modality dropout, for --times as many steps: by default as many as the three that it replaces together. Printed: Dice of
+each subset of the held-out cases, beside its own model's (goal: within 0.03); then, with the held-out scans as drawn, and
+with a T1 or a FLAIR that is degraded more and more, Dice of each subset by the model with dropout and the cases in which
+`infer` would flag a channel as surer alone. Called again with the same DIR it trains nothing anew.
 """
 
 from __future__ import annotations
