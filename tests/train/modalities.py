@@ -1,12 +1,13 @@
 """One model for T1, FLAIR or both, beside a model of its own for each, on drawn heads (Meddahi 2024, VII.A).
 
-    python -m tests.train.modalities [--train 20] [--test 8] [--steps 500] [--times 3] [--p 0.5] [--seed 0] [--out DIR]
+    python -m tests.train.modalities [--train 20] [--test 8] [--steps 500] [--times 3] [--p 0.67] [--seed 0] [--out DIR]
 
 Models learn the same cohort: without dropout one of T1, one of FLAIR, one of both; and one of all three subsets with
-modality dropout, for --times as many steps: by default as many as the three that it replaces together. Printed: Dice of
-each subset of the held-out cases, beside its own model's (goal: within 0.03); then, with the held-out scans as drawn, and
-with a T1 or a FLAIR that is degraded more and more, Dice of each subset by the model with dropout and the cases in which
-`infer` would flag a channel as surer alone. Called again with the same DIR it trains nothing anew.
+modality dropout, for --times as many steps: by default as many as the three that it replaces together, each subset in
+a third of them. Printed: Dice of each subset of the held-out cases, beside its own model's (goal: within 0.03); then,
+with the held-out scans as drawn, and with a T1 or a FLAIR that is degraded more and more, Dice of each subset by the
+model with dropout and the cases in which `infer` would flag a channel as surer alone. Called again with the same DIR it
+trains nothing anew.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ def main(options: argparse.Namespace, root: Path) -> None:
     steps = options.steps * options.times
     say(f"{options.train} drawn heads to train, {options.test} held out, {options.steps} steps a model of its own")
     say(f"one model: {steps} steps, p {options.p}")
-    one = trained(root / "dataset", root / f"one_{steps}", steps=steps, p=options.p, seed=options.seed)
+    one = trained(root / "dataset", root / f"one_{steps}_{options.p:g}", steps=steps, p=options.p, seed=options.seed)
     own = []
     for names in SUBSETS:
         place = root / "own" / "-".join(names)
@@ -188,7 +189,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("train", 20), ("test", 8), ("steps", 500), ("times", 3), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--p", type=float, default=0.5)
+    parser.add_argument("--p", type=float, default=0.67)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
