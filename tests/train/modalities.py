@@ -36,6 +36,7 @@ from strokenet.preprocess.planning import PlanConfig, plan_workspace, preprocess
 from strokenet.synth.cohort import ENDING, LABELS, CohortConfig, draw_cohort
 from strokenet.train.run import TrainConfig
 from strokenet.train.train import train
+from strokenet.workspace import Workspace
 
 GOAL = 0.03
 ITERATIONS = 20  # steps an epoch, as in the demo
@@ -73,11 +74,11 @@ def narrowed(dataset: Path, out: Path, channels: Sequence[str]) -> Path:
 
 def trained(dataset: Path, root: Path, *, steps: int, p: float, seed: int) -> Model:
     """Planned as the demo plans, preprocessed, and trained on all cases for so many steps on the CPU."""
-    if root.exists():
-        return load_model(root)
-    planned = plan_workspace(dataset, root, PlanConfig(gpu_memory_gb=GPU_MEMORY_GB, jobs=1))
-    planned.workspace.write_plan(narrower(planned.plan, NARROWER))
-    preprocess_workspace(root)
+    workspace = Workspace(root)
+    if not workspace.is_started:
+        planned = plan_workspace(dataset, root, PlanConfig(gpu_memory_gb=GPU_MEMORY_GB, jobs=1))
+        planned.workspace.write_plan(narrower(planned.plan, NARROWER))
+        preprocess_workspace(root)
     config = TrainConfig(
         fold="all",
         epochs=max(1, round(steps / ITERATIONS)),
@@ -86,8 +87,9 @@ def trained(dataset: Path, root: Path, *, steps: int, p: float, seed: int) -> Mo
         modality_dropout=p,
         device="cpu",
         seed=seed,
+        resume=True,  # what is finished stays as it is
     )
-    train(planned.workspace, config)
+    train(workspace, config)
     return load_model(root)
 
 
