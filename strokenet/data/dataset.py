@@ -249,8 +249,8 @@ def _images(folder: Path, endings: tuple[str, ...]) -> dict[str, dict[int, Path]
 _Images = Mapping[str, Mapping[int, Path]]
 
 
-def _renumbered(folder: Path, found: _Images, channels: Sequence[str]) -> tuple[_Images, dict[str, int]]:
-    """The images by the model's numbers, and its channels with the numbers of their files.
+def _renumbered(folder: Path, found: _Images, channels: Sequence[str]) -> tuple[_Images, dict[str, int] | None]:
+    """The images by the model's numbers, and its channels with the numbers of their files; None where these are one.
 
     A channel whose number nobody knows has none. Names that are not the model's say nothing of the order: the numbers
     are taken as they are, with a warning.
@@ -258,13 +258,13 @@ def _renumbered(folder: Path, found: _Images, channels: Sequence[str]) -> tuple[
     ours = {name.casefold(): number for number, name in enumerate(channels)}
     named = _named_beside(folder)
     if named is None or [name.casefold() for name in named] == list(ours):
-        return found, {name: number for number, name in enumerate(channels)}
+        return found, None
     if not all(name.casefold() in ours for name in named):
         _log.warning(
             "%s: dataset.json beside it names the channels %s, the model %s; files are taken by their numbers",
             *(folder, ", ".join(named), ", ".join(channels)),
         )
-        return found, {name: number for number, name in enumerate(channels)}
+        return found, None
     to_ours = {number: ours[name.casefold()] for number, name in enumerate(named)}
     beyond = len(channels)  # a number that dataset.json does not have stays one too many
     images = {case: {to_ours.get(n, beyond + n): path for n, path in of.items()} for case, of in found.items()}
@@ -288,7 +288,7 @@ def _input_case(
     case_id: str,
     images: Mapping[int, Path],
     channels: Sequence[str],
-    number_of: Mapping[str, int],
+    number_of: Mapping[str, int] | None,
     subsets: bool,
 ) -> CaseFiles:
     given = tuple(name for n, name in enumerate(channels) if n in images)

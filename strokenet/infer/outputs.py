@@ -123,19 +123,14 @@ def require_records(inputs: Sequence[CaseFiles], scan: str | None) -> None:
         InputError: SimpleITK is not installed, no case comes from `strokenet prepare`, or none has the named scan.
     """
     sitk()
-    there = [files for files in inputs if _record_of(files).is_file()]
-    if not there:
-        raise InputError(
-            f"--native: {_record_of(inputs[0])} is not there; give scans where `strokenet prepare` left them"
-        )
-    problem = InputError("")
-    for files in there:
+    problems = []
+    for files in inputs:
         try:
             prepared_record(files, scan)
             return
         except InputError as error:
-            problem = error
-    raise problem
+            problems.append(error)
+    raise problems[0]
 
 
 def prepared_record(files: CaseFiles, scan: str | None) -> dict[str, Any]:
@@ -147,13 +142,12 @@ def prepared_record(files: CaseFiles, scan: str | None) -> dict[str, Any]:
     Raises:
         InputError: the case has no record, a damaged one, or no such scan.
     """
-    record = read_record(_record_of(files))
+    path = record_path(files.images[0].absolute().parent.parent, files.case_id)
+    if not path.is_file():
+        raise InputError(f"--native: {path} is not there; give scans where `strokenet prepare` left them")
+    record = read_record(path)
     native_name(record, scan)
     return record
-
-
-def _record_of(files: CaseFiles) -> Path:
-    return record_path(files.images[0].absolute().parent.parent, files.case_id)
 
 
 def _identity(path: Path) -> tuple[int, int]:

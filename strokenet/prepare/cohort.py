@@ -13,7 +13,7 @@ that earlier runs have put into OUT stay in it, in its tables, and must have the
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from strokenet.data.errors import InputError
-from strokenet.data.files import read_json, write_json
+from strokenet.data.files import write_json
 from strokenet.data.track import Track, silent
 from strokenet.prepare.config import CHANNEL_NAMES, ENDING, LABELS, SCANS, Name, PrepareConfig
 from strokenet.prepare.inputs import CaseInputs, check_names
@@ -90,32 +90,37 @@ def prepare_cohort(
     _check_outputs(cases, out, config)
     earlier = _earlier(cases, out)
     channels = _channels(cases, out, earlier)
-    function = partial(_attempt, out=out, config=config, channels=channels)
-    items = {case.case_id: case for case in cases}
-    workers = min(jobs, len(items))
-    outcomes = in_processes(function, items, workers) if workers > 1 else in_process(function, items)
-    done: dict[str, PreparedCase] = {}
-    failed: dict[str, Failed] = {}
-    with closing(outcomes):
-        for case_id, outcome in track(outcomes, total=len(items), what="prepare"):
-            result = outcome if isinstance(outcome, CaseFailure) else outcome.value
-            if isinstance(result, PreparedCase):
-                done[case_id] = result
-            else:
-                failed[case_id] = _failed(case_id, result)
-                _withdraw(out, case_id)  # also where a worker was killed
-    rows = tuple(done[case_id] for case_id in items if case_id in done)
+    results = _run(cases, partial(_attempt, out=out, config=config, channels=channels), jobs, track)
+    failed = tuple(result for result in results if isinstance(result, Failed))
+    for case in failed:
+        _withdraw(out, case.case_id)  # also where a worker was killed
+    rows = tuple(result for result in results if isinstance(result, PreparedCase))
     preparation = Preparation(
         cases=rows,
-        failed=tuple(failed[case_id] for case_id in items if case_id in failed),
+        failed=failed,
         earlier=earlier,
         flags=_flags((*rows, *earlier)),
         channels=tuple(CHANNEL_NAMES[name] for name in channels),
     )
     write_json(out / "prepare.json", _to_json(preparation, out))
-    if rows:
+    if rows or earlier:
         write_json(out / "dataset.json", _description(preparation, out))
     return preparation
+
+
+def _run(
+    cases: Sequence[CaseInputs], function: Callable[[CaseInputs], _Outcome], jobs: int, track: Track
+) -> tuple[PreparedCase | Failed, ...]:
+    """What became of every case, in their order."""
+    items = {case.case_id: case for case in cases}
+    workers = min(jobs, len(items))
+    outcomes = in_processes(function, items, workers) if workers > 1 else in_process(function, items)
+    results: dict[str, PreparedCase | Failed] = {}
+    with closing(outcomes):
+        for case_id, outcome in track(outcomes, total=len(items), what="prepare"):
+            result = outcome if isinstance(outcome, CaseFailure) else outcome.value
+            results[case_id] = result if isinstance(result, PreparedCase) else _failed(case_id, result)
+    return tuple(results[case_id] for case_id in items)
 
 
 def _attempt(inputs: CaseInputs, out: Path, config: PrepareConfig, channels: tuple[Name, ...]) -> _Outcome:
@@ -159,7 +164,7 @@ def _earlier(cases: Sequence[CaseInputs], out: Path) -> tuple[PreparedCase, ...]
     if rows:
         names = ", ".join(row.case_id for row in rows[:SHOWN]) + (" ..." if len(rows) > SHOWN else "")
         _log.warning(
-            "%s: keeps %d cases of earlier runs: %s; if they are not wanted, remove their files or choose another -o",
+            "%s: keeps the cases of earlier runs, %d: %s; where not wanted, remove their files or choose another -o",
             *(out, len(rows), names),
         )
     return rows
@@ -174,13 +179,12 @@ def _channels(cases: Sequence[CaseInputs], out: Path, earlier: Sequence[Prepared
     wanted: tuple[Name, ...] = tuple(name for name in SCANS if any(name in case.scans for case in cases))
     if not earlier:
         return wanted
-    named = read_json(out / "prepare.json")["channels"]
-    there: tuple[Name, ...] = tuple(name for name in SCANS if CHANNEL_NAMES[name] in named)
+    there = earlier[0].channels
     if not set(wanted) <= set(there):
-        new = ", ".join(CHANNEL_NAMES[name] for name in wanted)
+        old, new = (", ".join(CHANNEL_NAMES[name] for name in names) for names in (there, wanted))
         raise InputError(
-            f"{out}: holds {len(earlier)} other cases with channels {', '.join(named)}; these have {new}; choose "
-            "another -o, or prepare all of them in one run"
+            f"{out}: holds {len(earlier)} other cases with channels {old}; these have {new}; choose another -o, or "
+            "prepare all of them in one run"
         )
     return there
 

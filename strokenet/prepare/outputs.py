@@ -19,6 +19,8 @@ from strokenet.prepare.record import read_record, record_path
 class PreparedCase:
     """A row of the table. images: files written, in channel order. label: its file. missing: scans that are not there.
 
+    channels: the scans of its cohort, which number the files.
+
     part: "Tr" where the case can train, else "Ts". label_ml: of the label as it was drawn and as it is written, and of
     what was carried outside the brain (the keys "given", "kept", "outside_brain"); None without a label.
     """
@@ -28,6 +30,7 @@ class PreparedCase:
     images: tuple[Path, ...]
     label: Path | None
     missing: tuple[str, ...]
+    channels: tuple[Name, ...]
     quality: CaseQuality
     label_ml: dict[str, float] | None
     seconds: float
@@ -85,6 +88,7 @@ def case_of(out: Path, record: dict[str, Any]) -> PreparedCase:
         images=images,
         label=outputs.get("label"),
         missing=tuple(record["missing"]),
+        channels=tuple(name for name in SCANS if name in outputs or name in record["missing"]),
         quality=CaseQuality(**record["quality"]),
         label_ml=record["label_ml"],
         seconds=sum(record["seconds"].values()),

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from strokenet import __version__
 from strokenet.data.errors import InputError
 from strokenet.data.files import write_json
-from strokenet.data.nifti import header_of, write_image, write_mask
+from strokenet.data.nifti import geometry_of, header_of, write_image, write_mask
 from strokenet.prepare.cache import file_sha256, key_of
 from strokenet.prepare.config import CHANNEL_NAMES, SCANS, Name, PrepareConfig, time_of
 from strokenet.prepare.grid import Prepared, on_one_grid
@@ -211,7 +211,7 @@ def _input_json(scan: Native) -> dict[str, Any]:
     return {
         "path": str(scan.path),
         "sha256": scan.sha256,
-        "geometry": geometry_to_json(scan.stored),
+        "geometry": geometry_to_json(geometry_of(scan.header)),
         "header": header_to_json(scan.header),
     }
 

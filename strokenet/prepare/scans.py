@@ -23,13 +23,12 @@ from strokenet.prepare.inputs import CaseInputs
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Native:
-    """A scan in RAS order; stored, header: its geometry in the file, and the header."""
+    """A scan in RAS order, and the header that it came with."""
 
     path: Path
     sha256: str
     array: NDArray[np.float32]
     geometry: Geometry
-    stored: Geometry
     header: Header
 
 
@@ -75,7 +74,6 @@ def read_scan(path: Path) -> Native:
         sha256=file_sha256(path),
         array=np.ascontiguousarray(turn.apply(volume.array)),
         geometry=turned(volume.geometry, turn),
-        stored=volume.geometry,
         header=volume.header,
     )
 

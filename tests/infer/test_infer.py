@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -452,3 +453,16 @@ def test_two_runs_write_equal_files(model: Path, scans: Path, tmp_path: Path) ->
         infer_folder(model, scans, tmp_path / out, InferConfig(probabilities=True))
     for name in ("a.nii.gz", os.path.join("probabilities", "c.nii.gz")):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_maps_of_a_model_with_other_labels_go_and_those_of_other_cases_stay(model: Path, tmp_path: Path) -> None:
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    for seed, case in enumerate(("a", "a_label9")):
+        write_case(scans, case, seed)
+    infer_folder(model, scans, out, InferConfig(probabilities=True))
+    for name in ("a_label1", "a_label2", "b_label1"):
+        shutil.copyfile(out / "probabilities" / "a.nii.gz", out / "probabilities" / f"{name}.nii.gz")
+    for path in scans.glob("a_label9*"):
+        path.unlink()
+    infer_folder(model, scans, out, DEFAULT)
+    assert sorted(path.name for path in (out / "probabilities").iterdir()) == ["a_label9.nii.gz", "b_label1.nii.gz"]

@@ -31,7 +31,7 @@ def test_cases_of_an_earlier_run_stay_in_the_folder_and_its_table_and_are_named(
     prepare_cohort([write_head(tmp_path / "a", t1=False)], out, QUICK)
     done = prepare_cohort([write_head(tmp_path / "b", t1=False)], out, QUICK)
     assert ([row.case_id for row in done.cases], [row.case_id for row in done.earlier]) == (["b"], ["a"])
-    assert "keeps 1 cases of earlier runs: a;" in caplog.text
+    assert "keeps the cases of earlier runs, 1: a;" in caplog.text
     assert [row["case"] for row in json.loads((out / "prepare.json").read_text())["cases"]] == ["b", "a"]
     assert [case.case_id for case in read_dataset(out).cases] == ["a", "b"]
     caplog.clear()
