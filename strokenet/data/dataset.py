@@ -252,22 +252,33 @@ _Images = Mapping[str, Mapping[int, Path]]
 def _renumbered(folder: Path, found: _Images, channels: Sequence[str]) -> tuple[_Images, dict[str, int] | None]:
     """The images by the model's numbers, and its channels with the numbers of their files; None where these are one.
 
-    A channel whose number nobody knows has none. Names that are not the model's say nothing of the order: the numbers
-    are taken as they are, with a warning.
+    A channel whose number nobody knows has none, and files of channels that the model does not read are passed over.
+    Where neither side has all the names of the other, they say nothing of the order: the numbers are taken as they are,
+    with a warning.
     """
     ours = {name.casefold(): number for number, name in enumerate(channels)}
     named = _named_beside(folder)
     if named is None or [name.casefold() for name in named] == list(ours):
         return found, None
-    if not all(name.casefold() in ours for name in named):
+    theirs = {name.casefold() for name in named}
+    if not (theirs <= set(ours) or theirs >= set(ours)):
         _log.warning(
             "%s: dataset.json beside it names the channels %s, the model %s; files are taken by their numbers",
             *(folder, ", ".join(named), ", ".join(channels)),
         )
         return found, None
-    to_ours = {number: ours[name.casefold()] for number, name in enumerate(named)}
+    to_ours = {number: ours[name.casefold()] for number, name in enumerate(named) if name.casefold() in ours}
+    spare = set(range(len(named))) - set(to_ours)
     beyond = len(channels)  # a number that dataset.json does not have stays one too many
-    images = {case: {to_ours.get(n, beyond + n): path for n, path in of.items()} for case, of in found.items()}
+    images = {
+        case: {to_ours.get(n, beyond + n): path for n, path in of.items() if n not in spare}
+        for case, of in found.items()
+        if set(of) - spare
+    }
+    if not images:
+        raise InputError(
+            f"{folder}: no case has any of the channels {', '.join(channels)}; there are {', '.join(named)}"
+        )
     return images, {channels[there]: number for number, there in to_ours.items()}
 
 

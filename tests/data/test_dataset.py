@@ -325,6 +325,11 @@ def test_the_dataset_beside_a_folder_says_what_its_numbers_are(
         input_cases(folder, ("T1", "FLAIR"))
     (folder / "a_0002.nii.gz").unlink()
     assert not caplog.text
+    assert input_cases(folder, ("T1",))[0].images == (folder / "a_0001.nii.gz",)  # the model does not read the FLAIR
+    (folder / "a_0001.nii.gz").rename(tmp_path / "elsewhere.nii.gz")
+    with pytest.raises(InputError, match="no case has any of the channels T1; there are FLAIR, T1"):
+        input_cases(folder, ("T1",))
+    (tmp_path / "elsewhere.nii.gz").rename(folder / "a_0001.nii.gz")
     description.write_text('{"channel_names": {"0": "MRI", "1": "other"}}')
     (case,) = input_cases(folder, ("T1", "FLAIR"))
     assert case.images == (folder / "a_0000.nii.gz", folder / "a_0001.nii.gz")
