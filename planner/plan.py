@@ -67,9 +67,10 @@ class PostprocessRule:
     threshold: a voxel is lesion when its probability is strictly above it; None takes the most probable label.
     min_volume_mm3: components are kept when strictly larger; 0 keeps all. connectivity: 6, 18 or 26 neighbours.
 
-    Rules of LongiSeg4MS, which need a threshold; 0 and False do nothing:
+    Rules that need a threshold, all but scanned_only of LongiSeg4MS; 0 and False do nothing:
     min_peak: a component whose highest probability is below it is removed.
     trim_below: voxels below it are removed from their component, but never its brightest min_volume_mm3 and one more.
+    scanned_only: only voxels that some channel has scanned can be lesion: none in the zeros around a stripped brain.
     common_field: only voxels that every channel has scanned (two times of one patient) can be lesion.
     """
 
@@ -78,6 +79,7 @@ class PostprocessRule:
     connectivity: Connectivity = 26
     min_peak: float = 0.0
     trim_below: float = 0.0
+    scanned_only: bool = False
     common_field: bool = False
 
     def __post_init__(self) -> None:
@@ -93,9 +95,14 @@ class PostprocessRule:
             value = getattr(self, name)
             _require(0 <= value <= 1, f"{name} is {value}; allowed: 0 to 1")
         _require(
-            self.threshold is not None or not (self.min_peak or self.trim_below or self.common_field),
-            "min_peak, trim_below and common_field need a threshold",
+            self.threshold is not None or not (self.min_peak or self.trim_below or self.looks_at_scans),
+            "min_peak, trim_below, scanned_only and common_field need a threshold",
         )
+
+    @property
+    def looks_at_scans(self) -> bool:
+        """Whether the mask depends on where the scans are not 0."""
+        return self.scanned_only or self.common_field
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ from strokenet.data.track import Track, silent
 from strokenet.evaluate.evaluate import check_out
 from strokenet.evaluate.pairs import Pair, check_grid, description_of, find_pairs
 from strokenet.infer.outputs import RESULTS, earlier_rows, output_files
-from strokenet.infer.postprocess import common_field, postprocess
+from strokenet.infer.postprocess import field_of_view, postprocess
 from strokenet.workspace import Workspace
 
 _log = logging.getLogger("strokenet")
@@ -145,7 +145,7 @@ def dice_table_of_rule(
     maps = np.stack([1 - probability, probability])
     table = np.empty((len(thresholds), len(volumes_mm3)))
     for (row, threshold), (column, volume) in product(enumerate(thresholds), enumerate(volumes_mm3)):
-        tried = replace(rule, threshold=threshold, min_volume_mm3=volume, common_field=False)
+        tried = replace(rule, threshold=threshold, min_volume_mm3=volume, scanned_only=False, common_field=False)
         mask = postprocess(maps, tried, voxel_volume_mm3) != 0
         table[row, column] = dice_of_counts(*overlap(mask, reference))
     return table
@@ -251,13 +251,13 @@ def _case_table(
     thresholds: Sequence[float],
     volumes: Sequence[float],
 ) -> NDArray[np.float64]:
-    """The table of one case; the map is cut to the common field of view where the plan's rule asks for it."""
+    """The table of one case; the map is cut to the field of view where the plan's rule asks for it."""
     true = read_label(pair.reference, plan.labels)
     found = read_volume(_map_of(prediction, pair.case, plan))
     check_grid(f"probability map of {pair.case}", found.geometry, true.geometry)
     reference, voxel_mm3, rule = true.array != 0, true.geometry.voxel_volume_mm3, plan.postprocess
     probability = found.array
-    if rule.common_field:
+    if rule.looks_at_scans:
         probability = np.where(_field(pair.case, workspace, plan), probability, np.float32(0))
     if rule.min_peak or rule.trim_below:
         return dice_table_of_rule(probability, reference, voxel_mm3, thresholds, volumes, rule)
@@ -265,8 +265,11 @@ def _case_table(
 
 
 def _field(case_id: str, workspace: Workspace, plan: Plan) -> NDArray[np.bool_]:
-    """Where every channel of a case of the workspace was scanned, (D, H, W) bool."""
+    """Where the plan's rule lets a lesion of a case of the workspace be, (D, H, W) bool."""
     files = next((files for files in workspace.read_dataset().cases if files.case_id == case_id), None)
     if files is None:
-        raise InputError(f"{case_id}: the plan keeps to the common field of view, and dataset.json has no such scans")
-    return common_field(read_case(case_id, dict(zip(plan.channels, files.images, strict=True))).image)
+        raise InputError(f"{case_id}: the plan keeps to the field of view, and dataset.json has no such scans")
+    image = read_case(case_id, dict(zip(plan.channels, files.images, strict=True))).image
+    field = field_of_view(image, plan.postprocess)
+    assert field is not None
+    return field

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from kernels.components import label_components, lesion_mask, volume_filter
 from planner.plan import PostprocessRule
-from strokenet.preprocess.crop import fill_holes
+from strokenet.preprocess.crop import fill_holes, nonzero_mask
 
 
 def lesion_probability(difference: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -41,20 +41,20 @@ def postprocess(
 
     Args:
         probability: (K, D, H, W), background first; K = 2 with a threshold. voxel_volume_mm3: product of the spacing.
-        field: (D, H, W), where every channel was scanned; needed by rule.common_field alone.
+        field: (D, H, W), of field_of_view; needed by a rule that looks at the scans.
 
     Returns:
         (D, H, W) uint8. Without a threshold the most probable label wins, the lower one on a tie.
 
     Raises:
-        ValueError: the rule asks for the common field and none is given.
+        ValueError: the rule looks at the scans and no field is given.
     """
     if rule.threshold is None:
         return _most_probable(probability, rule, voxel_volume_mm3)
     lesion = probability[1]
-    if rule.common_field:
+    if rule.looks_at_scans:
         if field is None:
-            raise ValueError("the rule keeps lesions in the common field of view; give the field")
+            raise ValueError("the rule keeps lesions in the field of view; give the field")
         lesion = np.where(field, lesion, np.float32(0))
     if rule.min_peak or rule.trim_below:
         lesion = _of_certain_lesions(lesion, rule, voxel_volume_mm3)
@@ -65,6 +65,13 @@ def postprocess(
         min_volume_mm3=rule.min_volume_mm3,
         connectivity=rule.connectivity,
     )
+
+
+def field_of_view(image: NDArray[np.float32], rule: PostprocessRule) -> NDArray[np.bool_] | None:
+    """Where the rule lets a lesion be; None: anywhere. (C, D, H, W), the channels that were given -> (D, H, W)."""
+    if rule.common_field:
+        return common_field(image)
+    return nonzero_mask(image) if rule.scanned_only else None
 
 
 def common_field(image: NDArray[np.float32]) -> NDArray[np.bool_]:

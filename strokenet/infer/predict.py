@@ -25,7 +25,7 @@ from strokenet.data.case import Case, case_from_images, with_channels
 from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
 from strokenet.infer.memory import peak_memory_bytes
-from strokenet.infer.postprocess import common_field, lesion_probability, postprocess, softmax
+from strokenet.infer.postprocess import field_of_view, lesion_probability, postprocess, softmax
 from strokenet.infer.restore import place_back, place_back_probability, resample_logits
 from strokenet.infer.sliding_window import WindowRules, predict_logits
 from strokenet.model.checkpoint import Model
@@ -166,10 +166,9 @@ def completed(case: Case, model: Model) -> Case:
 
 
 def _field(case: Case, rule: PostprocessRule, origin: Origin) -> NDArray[np.bool_] | None:
-    """The common field of view of the given channels on the crop, where the rule asks for it. (*box) bool."""
-    if not rule.common_field:
-        return None
-    return np.asarray(origin.turn.apply(common_field(case.image))[origin.box.slices], dtype=bool)
+    """The field of view of the given channels on the crop, where the rule asks for one. (*box) bool."""
+    field = field_of_view(case.image, rule)
+    return None if field is None else np.asarray(origin.turn.apply(field)[origin.box.slices], dtype=bool)
 
 
 def window_rules(plan: Plan, config: InferConfig) -> WindowRules:

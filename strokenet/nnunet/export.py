@@ -245,8 +245,8 @@ def _notes(plan: Plan) -> tuple[str, ...]:
             f"nnU-Net takes the most probable label; the threshold {rule.threshold} and the minimum of "
             f"{rule.min_volume_mm3:g} mm3 are strokenet's"
         )
-    if rule.min_peak or rule.trim_below or rule.common_field:
-        notes.append("nnU-Net has no rule like the plan's min_peak, trim_below or common_field")
+    if rule.min_peak or rule.trim_below or rule.looks_at_scans:
+        notes.append("nnU-Net has no rule like the plan's min_peak, trim_below, scanned_only or common_field")
     if plan.normalise == "after-resampling" or plan.average == "probabilities":
         notes.append(
             "the model is of nnU-Net v1: v2 normalises before resampling and averages logits, so it answers otherwise"

@@ -108,6 +108,7 @@ def test_among_equal_pairs_the_nearest_to_the_present_rule_is_taken() -> None:
         PostprocessRule(threshold=0.45, min_volume_mm3=12.5, connectivity=6),
         PostprocessRule(threshold=0.2, min_volume_mm3=4.0, min_peak=0.6, trim_below=0.5),
         PostprocessRule(threshold=0.2, min_volume_mm3=4.0, common_field=True),
+        PostprocessRule(threshold=0.2, min_volume_mm3=4.0, scanned_only=True),
     ],
 )
 def test_inference_by_the_fitted_plan_has_the_dice_of_the_grid(

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from planner.plan import PlanError, PostprocessRule
 from strokenet.data.case import case_from_images
-from strokenet.infer.postprocess import common_field, lesion_probability, postprocess, softmax
+from strokenet.infer.postprocess import common_field, field_of_view, lesion_probability, postprocess, softmax
 from tests.infer.models import oblique
 
 PAPER = PostprocessRule(threshold=0.2, min_volume_mm3=4.0, connectivity=26)
@@ -205,7 +205,26 @@ def test_what_one_time_did_not_scan_is_no_new_lesion() -> None:
         postprocess(two(np.ones((2, 2, 2))), rule, 1.0)
 
 
-@pytest.mark.parametrize("rule", [{"min_peak": 0.5}, {"trim_below": 0.5}, {"common_field": True}])
+def test_no_lesion_lies_in_the_zeros_around_a_stripped_brain() -> None:
+    image = np.zeros((2, 6, 6, 6), np.float32)
+    image[0, 1:4], image[1, 2:5] = 1, -1  # what either has scanned
+    image[:, 3, 2, 2] = 0  # a hole is no outside
+    rule = replace(PAPER, scanned_only=True)
+    field = field_of_view(image, rule)
+    mask = postprocess(two(np.full((6, 6, 6), 0.9)), rule, 1.0, field)
+    assert mask[1:5].all()
+    assert not mask[[0, 5]].any()
+    assert field_of_view(image, PAPER) is None
+    both = field_of_view(image, replace(rule, common_field=True))
+    assert both is not None
+    assert both.any(axis=(1, 2)).tolist() == [False, False, True, True, False, False]
+    with pytest.raises(ValueError, match="give the field"):
+        postprocess(two(np.ones((2, 2, 2))), rule, 1.0)
+
+
+@pytest.mark.parametrize(
+    "rule", [{"min_peak": 0.5}, {"trim_below": 0.5}, {"scanned_only": True}, {"common_field": True}]
+)
 def test_rules_about_a_probability_need_a_threshold(rule: dict[str, float]) -> None:
     with pytest.raises(PlanError, match="need a threshold"):
         PostprocessRule(**rule)  # type: ignore[arg-type]

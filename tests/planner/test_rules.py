@@ -221,13 +221,15 @@ def test_two_times_are_looked_at_where_both_were_scanned(channels: tuple[str, ..
     assert has_two_times(channels) == expected
     data = fingerprint([(155, 180, 147)] * 10, [(1.0, 1.0, 1.0)] * 10, channels=len(channels))
     rule = make_plan(data, dataset="d", channels=channels, labels=LABELS).postprocess
-    assert rule == PostprocessRule(threshold=0.2, min_volume_mm3=4.0, common_field=expected)
+    assert rule == PostprocessRule(threshold=0.2, min_volume_mm3=4.0, scanned_only=True, common_field=expected)
     several = make_plan(data, dataset="d", channels=channels, labels={"background": 0, "a": 1, "b": 2})
-    assert not several.postprocess.common_field
+    assert not several.postprocess.looks_at_scans
 
 
 def test_one_lesion_label_takes_the_papers_mask_rule_and_several_the_most_probable() -> None:
-    assert _plan(brains()).postprocess == PostprocessRule(threshold=0.2, min_volume_mm3=4.0, connectivity=26)
+    assert _plan(brains()).postprocess == PostprocessRule(
+        threshold=0.2, min_volume_mm3=4.0, connectivity=26, scanned_only=True
+    )
     several = _plan(brains(), labels={"background": 0, "core": 1, "rim": 2})
     assert several.postprocess == PostprocessRule(threshold=None, min_volume_mm3=0.0)
 
@@ -271,7 +273,7 @@ def test_every_decision_is_explained() -> None:
     assert rows["patch"].value == "24 x 256 x 256"
     assert f"{24 * 256 * 256 / (33 * 405 * 350):.0%}" in rows["patch"].why
     assert rows["strides"].value.startswith("1 x 1 x 1; 1 x 2 x 2;")
-    assert rows["mask"].value == "p > 0.2, 26-connected, > 4 mm3"
+    assert rows["mask"].value == "p > 0.2, 26-connected, > 4 mm3, where scanned"
     assert rows["z-score inside the head only"].value == "no"
     assert rows["mirror axes"].value == "axis 0, axis 1, axis 2"
 
