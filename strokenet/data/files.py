@@ -6,6 +6,7 @@ same folder, are flushed to the disk, and take the final name in one rename.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -111,6 +112,19 @@ def read_json(path: Path) -> Any:
         return json.loads(content.decode("utf-8-sig"))  # some editors write a byte order mark
     except (ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number of 5000 digits
         raise InputError(f"{path}: no valid JSON ({error}); mend or recreate it") from None
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
 
 
 def safe_name(name: str, what: str) -> str:

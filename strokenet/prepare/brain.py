@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from kernels.components import label_components
 from strokenet.data.errors import InputError
+from strokenet.data.files import file_sha256
 from strokenet.data.geometry import Geometry
-from strokenet.prepare.cache import file_sha256
 from strokenet.preprocess.crop import Box, bounding_box, fill_holes
 
 WEIGHTS = {  # file of deepbet 1.0.2 -> sha256

@@ -21,19 +21,6 @@ from strokenet.data.errors import InputError
 from strokenet.data.files import read_json, write_bytes, write_json
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
-
-
 def array_sha256(mask: NDArray[np.bool_]) -> str:
     """sha256 of a mask's voxels."""
     return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from strokenet import __version__
 from strokenet.data.errors import InputError
-from strokenet.data.files import write_json
+from strokenet.data.files import file_sha256, write_json
 from strokenet.data.nifti import geometry_of, header_of, write_image, write_mask
-from strokenet.prepare.cache import file_sha256, key_of
+from strokenet.prepare.cache import key_of
 from strokenet.prepare.config import CHANNEL_NAMES, SCANS, Name, PrepareConfig, time_of
 from strokenet.prepare.grid import Prepared, on_one_grid
 from strokenet.prepare.inputs import CaseInputs

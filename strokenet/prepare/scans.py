@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from strokenet.data.case import CORNER_TOLERANCE_MM, read_label
 from strokenet.data.errors import InputError
+from strokenet.data.files import file_sha256
 from strokenet.data.geometry import Geometry, corner_distance_mm, turn_to_ras, turned
 from strokenet.data.nifti import Header, read_volume
-from strokenet.prepare.cache import file_sha256
 from strokenet.prepare.config import LABELS, Name, PrepareConfig, time_of
 from strokenet.prepare.inputs import CaseInputs
 

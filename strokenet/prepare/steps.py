@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from strokenet.data.case import read_label
 from strokenet.data.errors import InputError
+from strokenet.data.files import file_sha256
 from strokenet.data.geometry import turn_to_ras, turned
 from strokenet.prepare.bias import log_bias_field
 from strokenet.prepare.brain import WEIGHTS, Brain, brain_by_network, brain_of_nonzero, make_brain
-from strokenet.prepare.cache import array_sha256, cached_array, cached_json, file_sha256, key_of
+from strokenet.prepare.cache import array_sha256, cached_array, cached_json, key_of
 from strokenet.prepare.config import PrepareConfig, time_of
 from strokenet.prepare.itk import Matrix, resample_mask
 from strokenet.prepare.record import FORMAT
