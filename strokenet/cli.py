@@ -353,6 +353,10 @@ def adapt(model: Path, target: Path, out: Path, pairs: tuple[str, ...], seed: in
     help="With a model of --modality-dropout: each channel alone beside all of them.",
 )
 @click.option("--native-scan", type=_SCANS, help="With --native: on which scan's [default: the reference's].")
+@click.option(
+    "--shard", metavar="I/N", help="Segment the Ith of N parts [default: what torchrun or srun says, else all]."
+)
+@click.option("--recompute", is_flag=True, help="Also cases that are finished and have not changed.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @_main_options
 def infer(
@@ -366,6 +370,7 @@ def infer(
     folds: str | None,
     no_postprocess: bool,
     validation: bool,
+    shard: str | None,
     verbose: int,
     as_json: bool,
     **options: Any,
@@ -373,11 +378,13 @@ def infer(
     """Segment the scans of INPUT_DIR (CASE_0000.nii.gz ...), or one case given by --t1, --flair, --channel."""
     from strokenet.console import tracking
     from strokenet.infer.infer import InferConfig, infer_folder, infer_one
+    from strokenet.infer.shard import shard_from_words
     from strokenet.infer.validation import infer_validation
     from strokenet.report import show_inference
 
     numbers = tuple(folds.split(",")) if folds else None
-    config = InferConfig(folds=numbers, postprocess=not no_postprocess, **options)
+    part = shard_from_words(shard) if shard else None
+    config = InferConfig(folds=numbers, postprocess=not no_postprocess, shard=part, **options)
     files = _channel_files(t1, flair, channels)
     if bool(files) + validation + (input_dir is not None) != 1:
         raise click.UsageError("give one of INPUT_DIR, --validation, or one case by --t1, --flair, --channel")
@@ -389,7 +396,7 @@ def infer(
         else:
             results = infer_one(model, files, out, config, track, case_id)
     show_inference(results, out, as_json=as_json)
-    sys.exit(_exit_code(sum(r.status == "ok" for r in results), len(results)))
+    sys.exit(_exit_code(sum(r.status == "ok" for r in results), len(results)) if results else 0)
 
 
 @cli.command()

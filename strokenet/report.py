@@ -165,7 +165,7 @@ def show_inference(results: Sequence[CaseResult], out: Path, *, as_json: bool) -
         return
     rows = [
         (
-            *(r.case, r.status, f"{r.seconds:.1f}"),
+            *(r.case, "kept" if r.kept else r.status, f"{r.seconds:.1f}"),
             "" if r.lesion_volume_ml is None else f"{r.lesion_volume_ml:.2f}",
             "" if r.lesion_count is None else str(r.lesion_count),
             r.error or "",

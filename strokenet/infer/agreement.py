@@ -11,8 +11,9 @@ how sure the network is of what it drew, not whether it is right, and nothing of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -94,3 +95,11 @@ def confidence(prediction: Prediction) -> float | None:
     """Mean lesion probability over the mask, 0 .. 1; None where the mask is empty."""
     background = prediction.probability[0][prediction.mask > 0]  # (D, H, W) -> (n,)
     return 1.0 - float(background.mean(dtype=np.float64)) if len(background) else None
+
+
+def agreement_from(values: Mapping[str, Any] | None) -> Agreement | None:
+    """The Agreement of a row of results.json."""
+    if values is None:
+        return None
+    alone = {name: Alone(**one) for name, one in values["alone"].items()}
+    return Agreement(confidence=values["confidence"], alone=alone, surer_alone=tuple(values["surer_alone"]))

@@ -1,9 +1,9 @@
 """Inference, one page: read -> predict (preprocess, sliding window, restore, postprocess) -> write.
 
-Comes in: a model folder and scans. Goes out: OUT/CASE.nii.gz on each scan's own grid, and results.json. One process: a
-thread reads the next case while this one is computed, another writes the last. A case that fails is reported, the
-others go on. A model trained with modality dropout takes cases that lack channels. Without files, from Python:
-predict.py.
+Comes in: a model folder and scans. Goes out: OUT/CASE.nii.gz on each scan's own grid, and results.json. In a process a
+thread reads the next case while this one is computed, another writes the last; several processes may share the cases
+(shard.py). A case that fails is reported, the others go on; one that is finished is left as it is (manifest.py). A
+model trained with modality dropout takes cases that lack channels. Without files, from Python: predict.py.
 """
 
 from __future__ import annotations
@@ -16,32 +16,49 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kernels.components import label_components
 from planner.plan import Plan
-from strokenet import __version__
 from strokenet.data.case import Case, read_case
 from strokenet.data.dataset import CaseFiles, input_cases
 from strokenet.data.errors import InputError
-from strokenet.data.files import write_json
+from strokenet.data.files import replacing
+from strokenet.data.header import Header
 from strokenet.data.track import Track, silent
 from strokenet.infer.agreement import Agreement, agreement_of
+from strokenet.infer.manifest import FOLDER, FileState, finished_row, recipe, state_of, write_manifest
 from strokenet.infer.outputs import (
-    MASK,
-    RESULTS,
+    check_names,
     check_outputs,
-    earlier_rows,
-    output_files,
     prepared_record,
+    record_of,
     remove_maps_of_other_labels,
     remove_outputs,
     require_records,
     write_outputs,
 )
-from strokenet.infer.predict import InferConfig, Prediction, in_channel_order, mask_rule, mirror_axes, predict
+from strokenet.infer.predict import (
+    InferConfig,
+    Prediction,
+    arithmetic,
+    in_channel_order,
+    mask_rule,
+    mirror_axes,
+    predict,
+    window_rules,
+)
+from strokenet.infer.result import (
+    CaseResult,
+    Results,
+    failed,
+    kept,
+    not_reached,
+    used_channels,
+)
+from strokenet.infer.shard import launched_shard
 from strokenet.model.checkpoint import Model, load_model, trained_dropout
 from strokenet.model.device import choose_device
 from strokenet.prepare.record import to_native
@@ -53,72 +70,60 @@ _log = logging.getLogger("strokenet")
 _CHANNEL = re.compile(r"_\d{4}$")  # CASE_0000.nii.gz is CASE's first channel
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaseResult:
-    """One row of results.json. error: one line, or None. lesion: all foreground labels together.
-
-    folds: whose networks made the mask; () where none did.
-    channels: those that were used. agreement: None where it was not asked (agreement.py:agreement_of).
-    """
-
-    case: str
-    status: Literal["ok", "failed", "skipped"]
-    error: str | None
-    seconds: float
-    lesion_volume_ml: float | None
-    lesion_count: int | None
-    channels: tuple[str, ...]
-    folds: tuple[str, ...] = ()
-    agreement: Agreement | None = None
-
-
 def infer(
     model_root: Path, inputs: Sequence[CaseFiles], out: Path, config: InferConfig, track: Track = silent
 ) -> tuple[CaseResult, ...]:
-    """Segments every case and writes masks and results.json.
+    """Segments every case of this process's share and writes masks, manifests and results.json.
 
-    What earlier runs left under these cases' names is removed first, and results.json is up to date after every case:
-    a run that ends in any way leaves only masks of its own, and says which cases it did not reach.
+    Finished cases are left as they are. What earlier runs left under the names of the others is removed first, and
+    results.json is up to date after every case, or in the end where several processes share the cases: a run that ends
+    in any way leaves only masks that the scans, the model and the settings make, and says what it did not reach.
+
+    Returns:
+        a row a case of this share, in the order of the inputs.
 
     Raises:
-        InputError: the model cannot be used, `out` cannot be written, or an output would replace an input. A bad
-            case does not raise.
+        InputError: the model cannot be used, `out` cannot be written, or an output would replace an input or a file
+            that someone has changed. A bad case does not raise.
     """
-    model = load_model(model_root, folds=config.folds, device=choose_device(config.device))
+    check_names(inputs)
+    own = config.shard.share(inputs) if config.shard else tuple(inputs)
+    device = choose_device(config.device, local=config.shard.local if config.shard else 0)
+    model = load_model(model_root, folds=config.folds, device=device)
     mirror_axes(model.plan, config.tta)  # this line and the next: what they refuse, before a case is computed
     mask_rule(model.plan, config)
-    check_outputs(inputs, out, model.plan)
-    if config.native:
-        require_records(inputs, config.native_scan)
-    earlier = _earlier(out, inputs, model)
-    _clear(out, inputs, model, earlier)
-    results: dict[str, CaseResult] = {}
-
-    def report(result: CaseResult) -> None:
-        results[result.case] = result
-        if result.error:
-            _log.warning("%s failed: %s", result.case, result.error)
-        with suppress(OSError):  # the write at the end is the one that must succeed
-            _write_results(out, model, inputs, [*earlier, *map(asdict, results.values())])
-
+    check_outputs(own, out, model.plan, recompute=config.recompute)
+    if config.native and own:
+        require_records(own, config.native_scan)
+    made_by = recipe(model, _settings(model, config))
+    done = {} if config.recompute else _finished(out, own, made_by, config)
+    left = tuple(files for files in own if files.case_id not in done)
+    results = Results(out, model, own, done, shared=config.shard is not None)
+    _clear(out, left, model.plan)
     try:
-        _run(model, inputs, out, config, track, report)
+        results.start()
+        if left:
+            _run(_Job(model=model, out=out, config=config, made_by=made_by, track=track), left, results.add)
     finally:
-        for files in inputs:
-            if files.case_id not in results:
+        for files in left:
+            if files.case_id not in results.rows:
                 remove_outputs(out, files.case_id, model.plan)  # an interruption between writing and reporting
-        _write_results(out, model, inputs, [*earlier, *map(asdict, results.values())])
-    return tuple(results.values())
+        results.finish()
+    return tuple(results.rows[files.case_id] for files in own)
 
 
 def infer_folder(
     model_root: Path, folder: Path, out: Path, config: InferConfig, track: Track = silent
 ) -> tuple[CaseResult, ...]:
-    """`infer` on a folder that holds CASE_0000.nii.gz ... (or .nii), as nnU-Net's imagesTs."""
+    """`infer` on a folder that holds CASE_0000.nii.gz ... (or .nii), as nnU-Net's imagesTs.
+
+    Started by torchrun or srun, each process takes its share (shard.py).
+    """
     plan = Workspace(model_root).read_plan()
     if out.resolve() == folder.resolve():
         raise InputError(f"{out}: holds the scans; give another folder for the masks with -o")
     subsets = trained_dropout(model_root, config.folds) > 0
+    config = replace(config, shard=config.shard or launched_shard())
     return infer(model_root, input_cases(folder, plan.channels, subsets=subsets), out, config, track)
 
 
@@ -133,8 +138,10 @@ def infer_one(
     """`infer` on one case given as channel name -> file; names are compared without regard to case.
 
     Raises:
-        InputError: a channel of the model is missing, or one is given that it does not have.
+        InputError: a channel of the model is missing, one is given that it does not have, or a share is asked for.
     """
+    if config.shard is not None:
+        raise InputError(f"--shard {config.shard}: one case cannot be shared; give a folder of cases")
     plan, subsets = Workspace(model_root).read_plan(), trained_dropout(model_root, config.folds) > 0
     images = in_channel_order(files, plan, subsets=subsets)
     channels = tuple(images) if len(images) < len(plan.channels) else ()
@@ -144,72 +151,83 @@ def infer_one(
     return infer(model_root, (one,), out, config, track)
 
 
-def _earlier(out: Path, inputs: Sequence[CaseFiles], model: Model) -> list[dict[str, Any]]:
-    """Rows of earlier runs into this folder, of other cases, whose masks are still there."""
-    now = {files.case_id for files in inputs}
-    rows = {case: row for case, row in earlier_rows(out).items() if case not in now}
-    return [row for case, row in rows.items() if output_files(out, case, model.plan)[MASK].is_file()]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+    """What every case of a run has in common. made_by: its recipe (manifest.py)."""
+
+    model: Model
+    out: Path
+    config: InferConfig
+    made_by: str
+    track: Track
 
 
-def _clear(out: Path, inputs: Sequence[CaseFiles], model: Model, earlier: Sequence[Mapping[str, Any]]) -> None:
+def _settings(model: Model, config: InferConfig) -> dict[str, object]:
+    """What of the config decides about the files of a case, and the arithmetic that "auto" came to here."""
+    named = asdict(replace(config, folds=None, device="", shard=None, recompute=False, precision="auto"))
+    device = next(model.networks[0].parameters()).device
+    return named | {"arithmetic": str(arithmetic(config, window_rules(model.plan, config), device))}
+
+
+def _finished(out: Path, inputs: Sequence[CaseFiles], made_by: str, config: InferConfig) -> dict[str, CaseResult]:
+    """The cases that need not be computed again, by name."""
+    rows = {files.case_id: finished_row(out, files.case_id, _scans(config, files), made_by) for files in inputs}
+    found = {case: kept(row) for case, row in rows.items() if row is not None}
+    if found:
+        _log.info("%d of %d cases are finished, and nothing of theirs has changed", len(found), len(inputs))
+    return found
+
+
+def _clear(out: Path, inputs: Sequence[CaseFiles], plan: Plan) -> None:
     """Nothing of an earlier run stays; and whether `out` can be written is known before the first case."""
     try:
+        with replacing(out / FOLDER / "writable", durable=False) as trial:
+            trial.touch()
+        (out / FOLDER / "writable").unlink(missing_ok=True)
         for files in inputs:
-            remove_outputs(out, files.case_id, model.plan)
+            remove_outputs(out, files.case_id, plan)
         remove_maps_of_other_labels(out, inputs)
-        _write_results(out, model, inputs, earlier)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another -o") from None
 
 
-def _run(
-    model: Model,
-    inputs: Sequence[CaseFiles],
-    out: Path,
-    config: InferConfig,
-    track: Track,
-    report: Callable[[CaseResult], None],
-) -> None:
+def _run(job: _Job, inputs: Sequence[CaseFiles], report: Callable[[CaseResult], None]) -> None:
     """Every case in order; the next one is read and the last one written by threads meanwhile."""
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        reads = [reader.submit(_read, inputs[0], model.plan)]
+        reads = [reader.submit(_read, job, files) for files in inputs[:1]]
         pending: tuple[CaseResult, Future[None]] | None = None
         try:
             for files, following in zip(
-                track(inputs, total=len(inputs), what="infer"), [*inputs[1:], None], strict=True
+                job.track(inputs, total=len(inputs), what="infer"), [*inputs[1:], None], strict=True
             ):
                 if following:
-                    reads.append(reader.submit(_read, following, model.plan))
-                result, write = _one(model, files, reads.pop(0), out, config, writer, track)
+                    reads.append(reader.submit(_read, job, following))
+                result, write = _one(job, files, reads.pop(0), writer)
                 if pending:
-                    report(_written(*pending, out, model.plan))
+                    report(_written(job, *pending))
                 pending = (result, write) if write else None
                 if not write:
-                    report(result)
+                    report(_recorded(job, result))
         finally:
             if pending:
-                report(_written(*pending, out, model.plan))
+                report(_written(job, *pending))
 
 
 def _one(
-    model: Model,
-    files: CaseFiles,
-    read: Future[Case],
-    out: Path,
-    config: InferConfig,
-    writer: ThreadPoolExecutor,
-    track: Track,
+    job: _Job, files: CaseFiles, read: Future[_Scanned], writer: ThreadPoolExecutor
 ) -> tuple[CaseResult, Future[None] | None]:
     """One case, its write begun; or the reason why not. seconds: from waiting for its scans to the finished mask."""
+    model, config = job.model, job.config
     began = time.monotonic()
     try:
-        case = read.result()
+        scanned = read.result()
+        case = scanned.case
         record = prepared_record(files, config.native_scan) if config.native else None
-        prediction = predict(model, case, config, track)
-        agreement = _agreement(model, case, prediction, config, track)
+        prediction = predict(model, case, config, job.track)
+        agreement = _agreement(model, case, prediction, config, job.track)
         native = None if record is None else to_native(prediction.mask, record, config.native_scan)
     except Exception as error:  # whatever it is, the other cases go on; -v shows the traceback
-        return _undone(files, model.plan, _failure(files.case_id, error), time.monotonic() - began), None
+        return failed(files, model.plan, _failure(files.case_id, error), time.monotonic() - began), None
     lesion = prediction.mask > 0
     result = CaseResult(
         case=case.case_id,
@@ -222,8 +240,22 @@ def _one(
         folds=model.folds,
         agreement=agreement,
     )
-    maps = prediction.probability if config.probabilities else None
-    return result, writer.submit(write_outputs, out, case, prediction.mask, maps, model.plan, native)
+    return result, writer.submit(_write, job, result, scanned, prediction, native)
+
+
+def _write(
+    job: _Job,
+    result: CaseResult,
+    scanned: _Scanned,
+    prediction: Prediction,
+    native: tuple[NDArray[np.uint8], Header] | None,
+) -> None:
+    """The case's files, and last its manifest. Before them one without files: whose they are is never in doubt."""
+    plan = job.model.plan
+    write_manifest(job.out, asdict(not_reached(scanned.files, plan)))
+    maps = prediction.probability if job.config.probabilities else None
+    written = write_outputs(job.out, scanned.case, prediction.mask, maps, plan, native)
+    write_manifest(job.out, asdict(result), made_by=job.made_by, scans=scanned.states, files=written)
 
 
 def _agreement(model: Model, case: Case, together: Prediction, config: InferConfig, track: Track) -> Agreement | None:
@@ -235,40 +267,23 @@ def _agreement(model: Model, case: Case, together: Prediction, config: InferConf
         return None
 
 
-def _written(result: CaseResult, write: Future[None], out: Path, plan: Plan) -> CaseResult:
+def _written(job: _Job, result: CaseResult, write: Future[None]) -> CaseResult:
     """The result once its files are there; where the disk refuses one of them the others go too."""
     try:
         write.result()
     except Exception as error:
         with suppress(OSError):
-            remove_outputs(out, result.case, plan)
-        return replace(
-            result,
-            status="failed",
-            error=_failure(result.case, error),
-            lesion_volume_ml=None,
-            lesion_count=None,
-            agreement=None,
-        )
+            remove_outputs(job.out, result.case, job.model.plan)
+        failed = replace(result, status="failed", error=_failure(result.case, error), agreement=None)
+        return _recorded(job, replace(failed, lesion_volume_ml=None, lesion_count=None))
     return result
 
 
-def _undone(
-    files: CaseFiles, plan: Plan, error: str, seconds: float = 0.0, status: Literal["failed", "skipped"] = "failed"
-) -> CaseResult:
-    return CaseResult(
-        case=files.case_id,
-        status=status,
-        error=error,
-        seconds=seconds,
-        lesion_volume_ml=None,
-        lesion_count=None,
-        channels=_channels(files, plan),
-    )
-
-
-def _channels(files: CaseFiles, plan: Plan) -> tuple[str, ...]:
-    return files.channels or plan.channels
+def _recorded(job: _Job, result: CaseResult) -> CaseResult:
+    """The same result, once its manifest says what became of the case."""
+    with suppress(OSError):  # results.json says it too
+        write_manifest(job.out, asdict(result))
+    return result
 
 
 def _failure(case_id: str, error: Exception) -> str:
@@ -278,21 +293,23 @@ def _failure(case_id: str, error: Exception) -> str:
     return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
 
 
-def _read(files: CaseFiles, plan: Plan) -> Case:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scanned:
+    """A case as it was read, and the files it came from as they were then."""
+
+    files: CaseFiles
+    case: Case
+    states: tuple[FileState, ...]
+
+
+def _read(job: _Job, files: CaseFiles) -> _Scanned:
     if files.problem is not None:
         raise InputError(files.problem)
-    return read_case(files.case_id, dict(zip(_channels(files, plan), files.images, strict=True)))
+    states = tuple(map(state_of, _scans(job.config, files)))
+    images = dict(zip(used_channels(files, job.model.plan), files.images, strict=True))
+    return _Scanned(files=files, case=read_case(files.case_id, images), states=states)
 
 
-def _write_results(out: Path, model: Model, inputs: Sequence[CaseFiles], rows: Sequence[Mapping[str, Any]]) -> None:
-    """results.json; cases without a row yet are "skipped"."""
-    done = {row["case"] for row in rows}
-    left = [files for files in inputs if files.case_id not in done]
-    skipped = [asdict(_undone(f, model.plan, "not reached, the run was ended", status="skipped")) for f in left]
-    content: Mapping[str, object] = {
-        "cases": [*rows, *skipped],
-        "model": model.root.resolve().name,
-        "folds": model.folds,
-        "version": __version__,
-    }
-    write_json(out / RESULTS, content)
+def _scans(config: InferConfig, files: CaseFiles) -> tuple[Path, ...]:
+    """The files that a case is made from: its images, and for a native mask the record of `strokenet prepare`."""
+    return (*files.images, record_of(files)) if config.native else files.images

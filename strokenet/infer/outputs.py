@@ -2,6 +2,7 @@
 
     OUT/CASE.nii.gz                  the mask
     OUT/results.json                 every case's status, volume and error; cases of earlier runs keep their rows
+    OUT/manifest/CASE.json           what they were made from (manifest.py)
     OUT/native/CASE.nii.gz           on request: the mask on the voxels of the scan that `strokenet prepare` was given
     OUT/probabilities/CASE.nii.gz    on request: the lesion's probability; with several labels CASE_labelN.nii.gz each
 
@@ -26,6 +27,7 @@ from strokenet.data.errors import InputError
 from strokenet.data.files import read_json, safe_name
 from strokenet.data.header import Header
 from strokenet.data.nifti import write_mask, write_probability
+from strokenet.infer.manifest import changed_file, manifest_path, manifests
 from strokenet.prepare.itk import sitk
 from strokenet.prepare.record import native_name, read_record, record_path
 
@@ -44,22 +46,21 @@ def output_files(out: Path, case_id: str, plan: Plan) -> dict[int, Path]:
 
 
 def earlier_rows(out: Path) -> dict[str, dict[str, Any]]:
-    """The rows of the results.json that lies in `out`, by case; none where there is no such file of ours."""
+    """The rows of the manifests and of the results.json in `out`, by case; none where there is no such file of ours."""
     try:
         content = read_json(out / RESULTS)
     except (InputError, OSError):
-        return {}
+        content = None
     rows = content.get("cases") if isinstance(content, dict) else None
     named = [row for row in rows if isinstance(row, dict) and isinstance(row.get("case"), str)] if rows else []
-    return {row["case"]: row for row in named}
+    return {row["case"]: row for row in named} | manifests(out)
 
 
-def check_outputs(inputs: Sequence[CaseFiles], out: Path, plan: Plan) -> None:
-    """Refuses a run that would write one file twice, leave `out`, or replace a file that no run of ours left there.
+def check_names(inputs: Sequence[CaseFiles]) -> None:
+    """Refuses a run that would write one file twice, or leave the folder of its outputs.
 
     Raises:
-        InputError: no case, a case id that is no file name, two cases of one name, an output that is an input, or a
-            file under an output's name whose case the results.json in `out` does not name.
+        InputError: no case, a case id that is no file name, or two cases of one name.
     """
     if not inputs:
         raise InputError("no case to segment; give at least one")
@@ -69,6 +70,18 @@ def check_outputs(inputs: Sequence[CaseFiles], out: Path, plan: Plan) -> None:
     name, times = Counter(files.case_id.casefold() for files in inputs).most_common(1)[0]
     if times > 1:
         raise InputError(f"case {name}: {times} cases have this name (small and capital letters count as one); rename")
+
+
+def check_outputs(inputs: Sequence[CaseFiles], out: Path, plan: Plan, *, recompute: bool = False) -> None:
+    """Refuses a run that would replace a file that no run of ours left there, or left otherwise.
+
+    Args:
+        recompute: a mask that someone has changed since may go.
+
+    Raises:
+        InputError: an output that is an input, a file under an output's name whose case nothing in `out` names, or one
+            that is not what was written.
+    """
     images = {_identity(image): image for files in inputs for image in files.images if image.exists()}
     ours = earlier_rows(out)
     for files in inputs:
@@ -77,11 +90,14 @@ def check_outputs(inputs: Sequence[CaseFiles], out: Path, plan: Plan) -> None:
                 raise InputError(f"{images[_identity(path)]}: the output would replace this input; choose another -o")
             if path.exists() and files.case_id not in ours:
                 raise InputError(f"{path}: is there, and {RESULTS} beside it names no such case; choose another -o")
+        changed = None if recompute else changed_file(out, files.case_id)
+        if changed is not None:
+            raise InputError(f"{changed}: was changed after it was written; move it, or --recompute to replace it")
 
 
 def remove_outputs(out: Path, case_id: str, plan: Plan) -> None:
-    """Takes away whatever lies under the names of a case's outputs."""
-    for path in output_files(out, case_id, plan).values():
+    """Takes away whatever lies under the names of a case's outputs, and its manifest."""
+    for path in (*output_files(out, case_id, plan).values(), manifest_path(out, case_id)):
         path.unlink(missing_ok=True)
 
 
@@ -102,18 +118,21 @@ def write_outputs(
     probability: NDArray[np.float32] | None,
     plan: Plan,
     native: tuple[NDArray[np.uint8], Header] | None = None,
-) -> None:
+) -> tuple[Path, ...]:
     """Writes what is given of the probability maps and the native mask, and then the mask: where it is, all is.
 
     mask: (D, H, W). probability: (K, D, H, W), background first. native: (D, H, W) with the header of its own grid.
+    Returns the files that it wrote.
     """
     files = output_files(out, case.case_id, plan)
+    written = [*(plan.foreground if probability is not None else ()), *([NATIVE] if native else []), MASK]
     if probability is not None:
         for value in plan.foreground:
             write_probability(files[value], probability[value], case.header)
     if native is not None:
         write_mask(files[NATIVE], *native)
     write_mask(files[MASK], mask, case.header)
+    return tuple(files[key] for key in written)
 
 
 def require_records(inputs: Sequence[CaseFiles], scan: str | None) -> None:
@@ -133,6 +152,11 @@ def require_records(inputs: Sequence[CaseFiles], scan: str | None) -> None:
     raise problems[0]
 
 
+def record_of(files: CaseFiles) -> Path:
+    """Where `strokenet prepare` leaves the record of a case beside its scans."""
+    return record_path(files.images[0].absolute().parent.parent, files.case_id)
+
+
 def prepared_record(files: CaseFiles, scan: str | None) -> dict[str, Any]:
     """What `strokenet prepare` has recorded of a case: the way back to the scan as it was given (Meddahi 2024, IV.D).
 
@@ -142,7 +166,7 @@ def prepared_record(files: CaseFiles, scan: str | None) -> dict[str, Any]:
     Raises:
         InputError: the case has no record, a damaged one, or no such scan.
     """
-    path = record_path(files.images[0].absolute().parent.parent, files.case_id)
+    path = record_of(files)
     if not path.is_file():
         raise InputError(f"--native: {path} is not there; give scans where `strokenet prepare` left them")
     record = read_record(path)

@@ -27,6 +27,7 @@ from strokenet.data.track import Track, silent
 from strokenet.infer.memory import peak_memory_bytes
 from strokenet.infer.postprocess import field_of_view, lesion_probability, postprocess, softmax
 from strokenet.infer.restore import place_back, place_back_probability, resample_logits
+from strokenet.infer.shard import Shard
 from strokenet.infer.sliding_window import WindowRules, predict_logits
 from strokenet.model.checkpoint import Model
 from strokenet.model.device import Precision, choose_dtype
@@ -49,7 +50,8 @@ class InferConfig:
     agreement: of `infer`: each channel alone beside all of them, where the model knows subsets (agreement.py); costs an
     inference a channel. native_scan: the prepared scan, "flair_2" for one, to whose grid the native mask goes; None:
     the reference. folds, device: of `infer`, too; a Model in memory has them already. semantics: "exact" repeats
-    nnU-Net's rounding, "improved" sums in float32.
+    nnU-Net's rounding, "improved" sums in float32. Of `infer`, too: shard: the part of the cases to segment; recompute:
+    also those that are finished, and those whose masks someone has changed.
     """
 
     tta: Mirroring = "plan"
@@ -64,6 +66,8 @@ class InferConfig:
     native_scan: str | None = None
     semantics: Semantics | None = None
     device: str = "auto"
+    shard: Shard | None = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if self.tta not in get_args(Mirroring):
@@ -129,7 +133,7 @@ def predict(model: Model, case: Case, config: InferConfig, track: Track = silent
         patch=plan.patch,
         mirror_axes=mirror_axes(plan, config.tta),
         rules=rules,
-        dtype=_arithmetic(config, rules, device),
+        dtype=arithmetic(config, rules, device),
         device=device,
         track=track,
     )
@@ -238,7 +242,7 @@ def _announce_memory(case: Case, plan: Plan) -> None:
         _log.warning("%s: about %.1f GB may be needed, %.1f GB are free", case.case_id, peak / 1e9, free / 1e9)
 
 
-def _arithmetic(config: InferConfig, rules: WindowRules, device: torch.device) -> torch.dtype:
+def arithmetic(config: InferConfig, rules: WindowRules, device: torch.device) -> torch.dtype:
     """The network's arithmetic. "auto" in the exact form is the peer's: float16 on a GPU, float32 elsewhere."""
     if rules.exact and config.precision == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32

@@ -11,20 +11,24 @@ from strokenet.data.errors import InputError
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
-def choose_device(name: str) -> torch.device:
-    """auto takes the first GPU, else Apple's, else the CPU; cpu, cuda, cuda:N and mps are taken at their word.
+def choose_device(name: str, *, local: int = 0) -> torch.device:
+    """auto takes a GPU, else Apple's, else the CPU; cpu, cuda, cuda:N and mps are taken at their word.
+
+    local: the place of this process among those of one machine, which auto and cuda give a GPU each, in turn.
 
     Raises:
         InputError: the word is unknown, or this machine has no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+        return _own_gpu(local) if torch.cuda.is_available() else torch.device("mps" if _has_mps() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"--device {name!r}; allowed: auto, cpu, cuda, cuda:N, mps") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name}: this machine shows {torch.cuda.device_count()} GPUs to torch; use cpu")
+    if name == "cuda":
+        return _own_gpu(local)
     if device.type == "mps" and not _has_mps():
         raise InputError("--device mps: torch finds no Apple GPU here; use cpu")
     if device.type not in ("cpu", "cuda", "mps"):
@@ -39,6 +43,10 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def _own_gpu(local: int) -> torch.device:
+    return torch.device("cuda", local % torch.cuda.device_count())
 
 
 def _has_mps() -> bool:

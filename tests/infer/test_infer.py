@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from strokenet.data.errors import InputError
 from strokenet.data.track import silent
 from strokenet.infer import infer as station
 from strokenet.infer.infer import InferConfig, infer, infer_folder, infer_one
+from strokenet.infer.manifest import FOLDER
 from strokenet.infer.predict import mask_rule, mirror_axes, predict, predict_images
 from strokenet.model.checkpoint import load_model, save_weights
 from strokenet.workspace import Workspace
@@ -56,7 +58,8 @@ def report(out: Path) -> dict[str, Any]:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """What lies in a folder, but for the manifests."""
+    return sorted(path.name for path in folder.iterdir() if path.name != FOLDER)
 
 
 def voxels(path: Path) -> np.ndarray:
@@ -84,7 +87,8 @@ def test_results_json_holds_what_design_promises(model: Path, scans: Path, tmp_p
     assert content["model"] == "model"
     assert content["folds"] == ["0"]
     assert set(content["cases"][0]) == {
-        *("case", "status", "error", "seconds", "lesion_volume_ml", "lesion_count", "channels", "folds", "agreement")
+        *("case", "status", "error", "seconds", "lesion_volume_ml", "lesion_count", "channels", "folds", "agreement"),
+        "kept",
     }
     bad, good = content["cases"][:2]
     assert (bad["lesion_volume_ml"], bad["lesion_count"]) == (None, None)
@@ -272,7 +276,7 @@ def test_an_interruption_keeps_finished_masks_and_says_what_is_left(
 
     monkeypatch.setattr(station, "predict", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        infer_folder(model, scans, out, DEFAULT)
+        infer_folder(model, scans, out, replace(DEFAULT, recompute=True))
     assert names(out) == ["a.nii.gz", "results.json"]
     assert [(c["case"], c["status"]) for c in report(out)["cases"]] == [("a", "ok"), ("b", "skipped"), ("c", "skipped")]
     assert report(out)["cases"][2]["error"] == "not reached, the run was ended"
