@@ -6,11 +6,15 @@ plain one everywhere, to compare or to debug. `strokenet doctor` prints the choi
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from typing import Literal
 
-Implementation = Literal["reference", "operator", "cc3d"]
+import torch
+from torch import Tensor
+
+Implementation = Literal["reference", "operator", "cc3d", "triton"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,39 @@ def choose_resample() -> Choice:
     return Choice(operator="resample", implementation="operator", why="one matrix product an axis, equal to scipy's")
 
 
+def choose_instance_norm_act(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Choice:
+    """Which instance normalisation runs for these tensors: x (N, C, D, H, W), weight and bias (C,), residual as x.
+
+    The fast forms have no backward yet: whatever autograd has to follow takes the reference, whose backward is torch's.
+    """
+    implementation, why = _instance_norm_act(x, weight, bias, residual)
+    return Choice(operator="instance_norm_act", implementation=implementation, why=why)
+
+
+def _instance_norm_act(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> tuple[Implementation, str]:
+    tensors = [x, weight, bias] if residual is None else [x, weight, bias, residual]
+    if wanted() == "reference":
+        return "reference", "STROKENET_KERNELS=reference"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "reference", "gradients are wanted, and torch has the backward"
+    if x.ndim != 5 or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last_3d):
+        return "reference", "not channels_last_3d, the layout of the fast forms"
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return "reference", f"{x.dtype}: the fast forms compute in float32"
+    if residual is not None and (residual.shape, residual.dtype) != (x.shape, x.dtype):
+        return "reference", "a residual of another shape or type: torch broadcasts and promotes"
+    if any(tensor.device != x.device for tensor in tensors):
+        return "reference", "tensors on several devices: torch says what is wrong"
+    if x.is_cpu:
+        return "operator", "channels_last_3d on the CPU: torch's channels-last kernels, block by block"
+    if x.is_cuda and importlib.util.find_spec("triton") is not None:
+        return "triton", "channels_last_3d on the GPU: two reads and one write of the map"
+    return "reference", f"no kernel for {x.device.type}"
+
+
 def choices() -> tuple[Choice, ...]:
-    """Every operator's choice, for `strokenet doctor`."""
+    """Every operator's choice, for `strokenet doctor`; of the norm, for a channels_last_3d map without gradients."""
     components = Choice(operator="components", implementation="cc3d", why="one labelling, a bincount and a gather")
-    return (choose_resample(), components)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.empty(1, 2, 2, 2, 2, device=device).to(memory_format=torch.channels_last_3d)
+    return (choose_resample(), components, choose_instance_norm_act(x, x[0, :, 0, 0, 0], x[0, :, 0, 0, 0]))

@@ -20,8 +20,8 @@ import numpy as np
 from strokenet.data.case import Case
 from strokenet.data.overlap import dice
 from strokenet.data.track import Track, silent
-from strokenet.infer.predict import InferConfig, Prediction, predict
-from strokenet.model.checkpoint import Model
+from strokenet.infer.engine import Engine
+from strokenet.infer.predict import Prediction, predict_case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +51,7 @@ class Agreement:
     surer_alone: tuple[str, ...]
 
 
-def agreement_of(
-    model: Model, case: Case, together: Prediction, config: InferConfig, track: Track = silent
-) -> Agreement | None:
+def agreement_of(engine: Engine, case: Case, together: Prediction, track: Track = silent) -> Agreement | None:
     """The agreement of a case's channels; None where there is nothing to ask.
 
     That is: not wanted, the case has one channel, or the model was trained without dropout.
@@ -64,9 +62,9 @@ def agreement_of(
     Raises:
         InputError: the network's answer to a channel alone is not finite.
     """
-    if not (config.agreement and model.modality_dropout and len(case.channels) > 1):
+    if not (engine.config.agreement and engine.model.modality_dropout and len(case.channels) > 1):
         return None
-    alone = ((name, predict(model, only(case, name), config, track)) for name in case.channels)  # one at a time
+    alone = ((name, predict_case(engine, only(case, name), track)) for name in case.channels)  # one at a time
     return compare(together, alone, case.geometry.voxel_volume_mm3)
 
 

@@ -29,6 +29,8 @@ from strokenet.data.files import replacing
 from strokenet.data.header import Header
 from strokenet.data.track import Track, silent
 from strokenet.infer.agreement import Agreement, agreement_of
+from strokenet.infer.config import InferConfig, arithmetic, mask_rule, mirror_axes, window_rules
+from strokenet.infer.engine import Engine
 from strokenet.infer.manifest import FOLDER, FileState, finished_row, recipe, state_of, write_manifest
 from strokenet.infer.outputs import (
     check_names,
@@ -40,16 +42,7 @@ from strokenet.infer.outputs import (
     require_records,
     write_outputs,
 )
-from strokenet.infer.predict import (
-    InferConfig,
-    Prediction,
-    arithmetic,
-    in_channel_order,
-    mask_rule,
-    mirror_axes,
-    predict,
-    window_rules,
-)
+from strokenet.infer.predict import Prediction, in_channel_order, predict_case
 from strokenet.infer.result import (
     CaseResult,
     Results,
@@ -103,7 +96,7 @@ def infer(
     try:
         results.start()
         if left:
-            _run(_Job(model=model, out=out, config=config, made_by=made_by, track=track), left, results.add)
+            _run(_Job(engine=Engine(model, config), out=out, made_by=made_by, track=track), left, results.add)
     finally:
         for files in left:
             if files.case_id not in results.rows:
@@ -155,11 +148,20 @@ def infer_one(
 class _Job:
     """What every case of a run has in common. made_by: its recipe (manifest.py)."""
 
-    model: Model
+    engine: Engine
     out: Path
-    config: InferConfig
     made_by: str
     track: Track
+
+    @property
+    def model(self) -> Model:
+        """The engine's."""
+        return self.engine.model
+
+    @property
+    def config(self) -> InferConfig:
+        """The engine's."""
+        return self.engine.config
 
 
 def _settings(model: Model, config: InferConfig) -> dict[str, object]:
@@ -223,8 +225,8 @@ def _one(
         scanned = read.result()
         case = scanned.case
         record = prepared_record(files, config.native_scan) if config.native else None
-        prediction = predict(model, case, config, job.track)
-        agreement = _agreement(model, case, prediction, config, job.track)
+        prediction = predict_case(job.engine, case, job.track)
+        agreement = _agreement(job, case, prediction)
         native = None if record is None else to_native(prediction.mask, record, config.native_scan)
     except Exception as error:  # whatever it is, the other cases go on; -v shows the traceback
         return failed(files, model.plan, _failure(files.case_id, error), time.monotonic() - began), None
@@ -258,10 +260,10 @@ def _write(
     write_manifest(job.out, asdict(result), made_by=job.made_by, scans=scanned.states, files=written)
 
 
-def _agreement(model: Model, case: Case, together: Prediction, config: InferConfig, track: Track) -> Agreement | None:
+def _agreement(job: _Job, case: Case, together: Prediction) -> Agreement | None:
     """What the channels say alone, or None: it is a remark beside the mask, and costs nobody the mask."""
     try:
-        return agreement_of(model, case, together, config, track)
+        return agreement_of(job.engine, case, together, job.track)
     except (InputError, MemoryError, RuntimeError) as error:
         _log.warning("%s: its channels were not compared: %s", case.case_id, _failure(case.case_id, error))
         return None

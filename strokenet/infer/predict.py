@@ -11,77 +11,31 @@ the scan's own grid. Nothing is written:
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from planner.plan import Plan, PostprocessRule, Semantics
+from planner.plan import Plan, PostprocessRule
 from strokenet.data.case import Case, case_from_images, with_channels
 from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
+from strokenet.infer.config import InferConfig, mask_rule
+from strokenet.infer.engine import Engine
 from strokenet.infer.memory import peak_memory_bytes
 from strokenet.infer.postprocess import field_of_view, lesion_probability, postprocess, softmax
 from strokenet.infer.restore import place_back, place_back_probability, resample_logits
-from strokenet.infer.shard import Shard
-from strokenet.infer.sliding_window import WindowRules, predict_logits
+from strokenet.infer.sliding_window import WindowRules
 from strokenet.model.checkpoint import Model
-from strokenet.model.device import Precision, choose_dtype
 from strokenet.preprocess.memory import available_bytes
 from strokenet.preprocess.normalise import blank_channels
 from strokenet.preprocess.preprocess import Origin, preprocess
 
 Image = TypeVar("Image")
-Mirroring = Literal["none", "plan", "full"]
 _log = logging.getLogger("strokenet")
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferConfig:
-    """How to infer; None and "plan" take what the model's plan says.
-
-    tta: mirrored copies averaged: none, the plan's axes, or full (all three; refused where training did not mirror
-    along all). threshold, min_volume_mm3: replace the plan's rule. postprocess: False takes the most probable label
-    and removes nothing. probabilities, native: also write OUT/probabilities/CASE.nii.gz, OUT/native/CASE.nii.gz.
-    agreement: of `infer`: each channel alone beside all of them, where the model knows subsets (agreement.py); costs an
-    inference a channel. native_scan: the prepared scan, "flair_2" for one, to whose grid the native mask goes; None:
-    the reference. folds, device: of `infer`, too; a Model in memory has them already. semantics: "exact" repeats
-    nnU-Net's rounding, "improved" sums in float32. Of `infer`, too: shard: the part of the cases to segment; recompute:
-    also those that are finished, and those whose masks someone has changed.
-    """
-
-    tta: Mirroring = "plan"
-    precision: Precision = "auto"
-    folds: tuple[str, ...] | None = None
-    threshold: float | None = None
-    min_volume_mm3: float | None = None
-    postprocess: bool = True
-    probabilities: bool = False
-    native: bool = False
-    agreement: bool = True
-    native_scan: str | None = None
-    semantics: Semantics | None = None
-    device: str = "auto"
-    shard: Shard | None = None
-    recompute: bool = False
-
-    def __post_init__(self) -> None:
-        if self.tta not in get_args(Mirroring):
-            raise InputError(f"--tta {self.tta!r}; allowed: {', '.join(get_args(Mirroring))}")
-        if self.semantics not in (None, *get_args(Semantics)):
-            raise InputError(f"--semantics {self.semantics!r}; allowed: {', '.join(get_args(Semantics))}")
-        if self.threshold is not None and not 0 <= self.threshold < 1:  # not: NaN too
-            raise InputError(f"--threshold {self.threshold}; allowed: 0 <= threshold < 1")
-        if self.min_volume_mm3 is not None and not 0 <= self.min_volume_mm3 < math.inf:
-            raise InputError(f"--min-volume {self.min_volume_mm3} mm3; allowed: 0 or more")
-        if self.native_scan is not None and not self.native:
-            raise InputError(f"--native-scan {self.native_scan}: names the grid of the native mask; add --native")
-        if not self.postprocess and (self.threshold is not None or self.min_volume_mm3 is not None):
-            raise InputError("--no-postprocess takes the most probable label; leave --threshold and --min-volume out")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,6 +69,11 @@ def predict_images(
 
 
 def predict(model: Model, case: Case, config: InferConfig, track: Track = silent) -> Prediction:
+    """`predict_case` with an engine of its own; many cases are faster with one engine for all."""
+    return predict_case(Engine(model, config), case, track)
+
+
+def predict_case(engine: Engine, case: Case, track: Track = silent) -> Prediction:
     """Mask and probability of one case, on its own grid. The stations by name, in order.
 
     Of a model trained with modality dropout the case may lack channels.
@@ -122,25 +81,14 @@ def predict(model: Model, case: Case, config: InferConfig, track: Track = silent
     Raises:
         InputError: the case does not fit the plan, or the network's answer is not finite.
     """
-    plan, device = model.plan, model.networks[0].decoder.seg_layers[-1].weight.device
-    assert isinstance(device, torch.device)
+    plan, config = engine.model.plan, engine.config
     _announce_memory(case, plan)
-    prepared = preprocess(completed(case, model), plan)
-    rules = window_rules(plan, config)
-    answer = predict_logits(
-        model.networks,
-        torch.from_numpy(prepared.image),
-        patch=plan.patch,
-        mirror_axes=mirror_axes(plan, config.tta),
-        rules=rules,
-        dtype=arithmetic(config, rules, device),
-        device=device,
-        track=track,
-    )
+    prepared = preprocess(completed(case, engine.model), plan)
+    answer = engine.logits(torch.from_numpy(prepared.image), track)
     if not torch.isfinite(answer).all():  # NaN is above no threshold: the mask would be empty and look like an answer
         raise InputError(f"{case.case_id}: the network's answer holds NaN or infinity; try --precision fp32")
     rule = mask_rule(plan, config)
-    scores, probability = _on_scan(answer.cpu().numpy(), rules, plan, prepared.origin)
+    scores, probability = _on_scan(answer.cpu().numpy(), engine.rules, plan, prepared.origin)
     decisive = scores if rule.threshold is None and not config.probabilities else probability
     mask = postprocess(decisive, rule, case.geometry.voxel_volume_mm3, _field(case, rule, prepared.origin))
     return Prediction(
@@ -175,46 +123,6 @@ def _field(case: Case, rule: PostprocessRule, origin: Origin) -> NDArray[np.bool
     return None if field is None else np.asarray(origin.turn.apply(field)[origin.box.slices], dtype=bool)
 
 
-def window_rules(plan: Plan, config: InferConfig) -> WindowRules:
-    """How tiles are summed: the plan's fields, and --semantics where given."""
-    exact = (config.semantics or plan.semantics) == "exact"
-    return WindowRules(average=plan.average, tile_weights=plan.tile_weights, exact=exact)
-
-
-def mirror_axes(plan: Plan, tta: Mirroring) -> tuple[int, ...]:
-    """Axes to mirror at test time: never one that training did not mirror.
-
-    Raises:
-        InputError: "full" for a model that was not mirrored along all three axes.
-    """
-    if tta == "none":
-        return ()
-    if tta == "full" and set(plan.mirror_axes) != {0, 1, 2}:
-        raise InputError(f"--tta full: training mirrored along {_axis_names(plan)}; use --tta plan")
-    return plan.mirror_axes
-
-
-def _axis_names(plan: Plan) -> str:
-    """D, H, W of the scan, as the import shows them."""
-    return ", ".join("DHW"[plan.transpose[axis]] for axis in plan.mirror_axes) or "no axis"
-
-
-def mask_rule(plan: Plan, config: InferConfig) -> PostprocessRule:
-    """The plan's rule with what the config replaces.
-
-    Raises:
-        InputError: a threshold for a model of several labels.
-    """
-    if not config.postprocess:
-        return PostprocessRule()
-    rule = plan.postprocess
-    if config.threshold is not None:
-        if plan.heads != 2:
-            raise InputError(f"--threshold needs a model of one lesion label; this one has {plan.heads - 1}")
-        rule = replace(rule, threshold=config.threshold)
-    return replace(rule, min_volume_mm3=config.min_volume_mm3) if config.min_volume_mm3 is not None else rule
-
-
 def in_channel_order(images: Mapping[str, Image], plan: Plan, *, subsets: bool = False) -> dict[str, Image]:
     """The images under the plan's names and in its order; names are compared without regard to case.
 
@@ -240,13 +148,6 @@ def _announce_memory(case: Case, plan: Plan) -> None:
     _log.info("%s: %s voxels, about %.1f GB at peak", case.case_id, case.geometry.shape, peak / 1e9)
     if free is not None and peak > free:
         _log.warning("%s: about %.1f GB may be needed, %.1f GB are free", case.case_id, peak / 1e9, free / 1e9)
-
-
-def arithmetic(config: InferConfig, rules: WindowRules, device: torch.device) -> torch.dtype:
-    """The network's arithmetic. "auto" in the exact form is the peer's: float16 on a GPU, float32 elsewhere."""
-    if rules.exact and config.precision == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    return choose_dtype(config.precision, device)
 
 
 def _on_scan(

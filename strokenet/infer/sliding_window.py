@@ -18,6 +18,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,11 +28,20 @@ from torch import Tensor
 
 from planner.plan import Averaged, TileWeights, Triple
 from strokenet.data.track import Track, silent
-from strokenet.model.network import UNet
 
 STEP = 0.5
 PEAK = 10.0  # maximum of the importance map, the peer's value: keeps its float16 tails above zero
 EMPTY_LOGIT = 20.0  # background over lesion where nothing was computed: a probability of 2e-9
+
+
+class Network(Protocol):
+    """What answers a batch of tiles: a UNet, or its inference form."""
+
+    heads: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, C, D, H, W) -> logits (N, K, D, H, W)."""
+        ...
 
 
 def tile_starts(size: int, patch: int) -> tuple[int, ...]:
@@ -77,25 +87,8 @@ def importance_map(patch: Triple, kind: TileWeights = "peak-10-float16") -> Tens
     return weights.float()
 
 
-def mirrored_average(network: UNet, tile: Tensor, axes: Sequence[int], rules: WindowRules = WindowRules()) -> Tensor:
-    """Mean answer over the tile and its mirror images along every subset of `axes`. (N, C, ...) -> (N, K, ...).
-
-    float32; in the exact form the type that the network answers in.
-    """
-    total: Tensor | None = None
-    subsets = [s for r in range(len(axes) + 1) for s in itertools.combinations(axes, r)]
-    for subset in subsets:
-        flip = [axis + 2 for axis in subset]
-        logits = network(tile.flip(flip))
-        logits = logits if rules.exact else logits.float()
-        answer = (logits.softmax(1) if rules.average == "probabilities" else logits).flip(flip)
-        total = answer if total is None else total + answer
-    assert total is not None
-    return total / len(subsets)
-
-
 def predict_logits(
-    networks: Sequence[UNet],
+    networks: Sequence[Network],
     image: Tensor,
     *,
     patch: Triple,
@@ -103,63 +96,116 @@ def predict_logits(
     rules: WindowRules = WindowRules(),
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
+    batch: int = 1,
+    sums_on: torch.device | None = None,
     track: Track = silent,
 ) -> Tensor:
     """Logits of a whole image; probabilities where the rules average those.
 
     Args:
         networks: one a fold, their answers are averaged. image: (C, D, H, W) float32, preprocessed.
-        patch: voxels of a tile. mirror_axes: spatial axes 0, 1, 2. dtype: of the network's arithmetic.
-        device: where to compute; the image may be elsewhere.
+        patch: voxels of a tile. mirror_axes: spatial axes 0, 1, 2. dtype: of autocast; float32 is none.
+        device: where to compute; the image may be elsewhere. batch: tiles and mirror images in one call of a network.
+        sums_on: where the image and the sums are kept; None: on `device`.
 
     Returns:
-        (K, D, H, W) on `device`, float32, or float16 where that is exact.
+        (K, D, H, W) on `sums_on`, float32, or float16 where that is exact.
     """
     device = device or image.device
-    padded, inside = _pad(image.to(device), patch)
+    padded, inside = _pad(image.to(sums_on or device), patch)
+    run = _Run(patch=patch, axes=tuple(mirror_axes), rules=rules, dtype=dtype, device=device, batch=batch)
     groups = [[network] for network in networks] if rules.exact else [networks]  # the peer finishes fold after fold
-    total = _average_tiles(groups[0], padded, patch, mirror_axes, rules, dtype, track)
+    total = _average_tiles(groups[0], padded, run, track)
     for group in groups[1:]:
-        total += _average_tiles(group, padded, patch, mirror_axes, rules, dtype, track)
+        total += _average_tiles(group, padded, run, track)
     if len(groups) > 1:
         total /= len(groups)
     return total[(slice(None), *inside)]
 
 
-def _average_tiles(
-    networks: Sequence[UNet],
-    image: Tensor,
-    patch: Triple,
-    mirror_axes: Sequence[int],
-    rules: WindowRules,
-    dtype: torch.dtype,
-    track: Track,
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What every tile has in common; the fields are predict_logits' arguments."""
+
+    patch: Triple
+    axes: tuple[int, ...]
+    rules: WindowRules
+    dtype: torch.dtype
+    device: torch.device
+    batch: int
+
+    @property
+    def mirrors(self) -> tuple[tuple[int, ...], ...]:
+        """Every subset of the mirror axes, the empty one first, as axes of a tile (K, D, H, W)."""
+        axes = tuple(axis + 1 for axis in self.axes)
+        return tuple(subset for r in range(len(axes) + 1) for subset in itertools.combinations(axes, r))
+
+    def box(self, start: Triple) -> tuple[slice, slice, slice, slice]:
+        """The tile at `start`, of all channels."""
+        d, h, w = (slice(first, first + edge) for first, edge in zip(start, self.patch, strict=True))
+        return (slice(None), d, h, w)
+
+
+def _average_tiles(networks: Sequence[Network], image: Tensor, run: _Run, track: Track) -> Tensor:
     """Weighted mean of the tiles' answers. image (C, D, H, W), at least one patch -> (K, D, H, W)."""
+    rules = run.rules
     d, h, w = image.shape[1:]
-    starts = tile_grid((d, h, w), patch)
-    weights = importance_map(patch, rules.tile_weights).to(image.device, rules.sums)
+    starts = tile_grid((d, h, w), run.patch)
+    weights = importance_map(run.patch, rules.tile_weights).to(image.device, rules.sums)
     if rules.tile_weights == "peak-1-float32" and len(starts) == 1:
         weights = torch.ones_like(weights)
     total = torch.zeros((networks[0].heads, d, h, w), dtype=rules.sums, device=image.device)
     norm = torch.zeros((d, h, w), dtype=rules.sums, device=image.device)
-    for start in track(starts, total=len(starts), what="tiles"):
-        box = tuple(slice(first, first + edge) for first, edge in zip(start, patch, strict=True))
-        tile = image[(slice(None), *box)]
-        if rules.exact or tile.any():
-            total[(slice(None), *box)] += _fold_mean(networks, tile[None], mirror_axes, rules, dtype)[0] * weights
-            norm[box] += weights
+    seen = starts if rules.exact else _not_empty(image, starts, run)
+    answers = _tile_answers(networks, image, seen, run)
+    for (start, answer), _ in zip(answers, track(seen, total=len(seen), what="tiles"), strict=True):
+        total[run.box(start)] += answer.to(image.device) * weights
+        norm[run.box(start)[1:]] += weights
     total /= torch.where(norm == 0, 1, norm)
     total[0] += (1.0 if rules.average == "probabilities" else EMPTY_LOGIT) * (norm == 0)
     return total
 
 
-def _fold_mean(
-    networks: Sequence[UNet], tile: Tensor, axes: Sequence[int], rules: WindowRules, dtype: torch.dtype
-) -> Tensor:
-    with torch.inference_mode(), torch.autocast(tile.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        answers = [mirrored_average(network, tile, axes, rules) for network in networks]
-    return torch.stack(answers).mean(0) if len(answers) > 1 else answers[0]
+def _not_empty(image: Tensor, starts: Sequence[Triple], run: _Run) -> tuple[Triple, ...]:
+    """The tiles that are not zero in every channel; one question to the device for all of them."""
+    some = torch.stack([image[run.box(start)].any() for start in starts]).tolist()
+    return tuple(start for start, any_ in zip(starts, some, strict=True) if any_)
+
+
+def _tile_answers(
+    networks: Sequence[Network], image: Tensor, starts: Sequence[Triple], run: _Run
+) -> Iterator[tuple[Triple, Tensor]]:
+    """Mean answer over each tile's mirror images and the networks, (K, *patch), tile after tile.
+
+    Tiles and mirror images go through the networks in batches; the answers are summed in one order for every batch.
+    """
+    mirrors = run.mirrors
+    waiting = [(start, mirror) for start in starts for mirror in mirrors]
+    total: Tensor | None = None
+    for first in range(0, len(waiting), run.batch):
+        chunk = waiting[first : first + run.batch]
+        tiles = torch.stack([image[run.box(start)].flip(mirror) for start, mirror in chunk])  # (B, C, *patch)
+        answers = _answers(networks, tiles.to(run.device), run)
+        for (start, mirror), answer in zip(chunk, answers, strict=True):
+            back = answer.flip(mirror)
+            total = back if total is None else total + back
+            if mirror == mirrors[-1]:
+                yield start, total / len(mirrors)
+                total = None
+
+
+def _answers(networks: Sequence[Network], tiles: Tensor, run: _Run) -> Tensor:
+    """Mean of the networks' answers. (B, C, *patch) -> (B, K, *patch) float32, or in exact the networks' own type."""
+    total: Tensor | None = None
+    autocast = torch.autocast(tiles.device.type, dtype=run.dtype, enabled=run.dtype != torch.float32)
+    for network in networks:
+        with torch.inference_mode(), autocast:
+            logits = network(tiles)
+        logits = logits if run.rules.exact else logits.float()
+        answer = logits.softmax(1) if run.rules.average == "probabilities" else logits
+        total = answer if total is None else total + answer
+    assert total is not None
+    return total / len(networks) if len(networks) > 1 else total
 
 
 def _pad(image: Tensor, patch: Triple) -> tuple[Tensor, tuple[slice, slice, slice]]:

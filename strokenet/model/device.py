@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from strokenet.data.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+_log = logging.getLogger("strokenet")
 
 
 def choose_device(name: str, *, local: int = 0) -> torch.device:
@@ -34,6 +36,23 @@ def choose_device(name: str, *, local: int = 0) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise InputError(f"--device {name!r}; allowed: auto, cpu, cuda, cuda:N, mps")
     return device
+
+
+def choose_inference_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """As choose_dtype, and on a CPU that computes in bfloat16 auto takes that: its convolutions are 3 times as fast.
+
+    A CPU without it emulates: some hundred times slower than float32, so that it is said where it was asked for.
+    """
+    if device.type == "cpu" and precision == "auto" and cpu_has_bf16():
+        return torch.bfloat16
+    if device.type == "cpu" and precision == "bf16" and not cpu_has_bf16():
+        _log.warning("--precision bf16: this CPU emulates it, which is some hundred times slower; use fp32")
+    return choose_dtype(precision, device)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 itself (AVX512-BF16 or AMX), by torch's reading of its flags."""
+    return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in ("avx512_bf16", "amx_tile"))
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:

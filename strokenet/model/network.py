@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kernels.instance_norm_act import instance_norm_act
 from planner.plan import NetworkPlan, Plan, Triple
 
 NEGATIVE_SLOPE = 0.01
@@ -26,17 +27,24 @@ NORM_EPS = 1e-5
 class ConvBlock(nn.Module):
     """Convolution, instance normalisation, LeakyReLU: (N, in, D, H, W) -> (N, out, D', H', W')."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1), *, act: bool = True):
+    def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)):
         super().__init__()
         d, h, w = kernel
         padding = ((d - 1) // 2, (h - 1) // 2, (w - 1) // 2)
         self.conv = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=True)
         self.norm = nn.InstanceNorm3d(outputs, eps=NORM_EPS, affine=True)
-        self.act = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True) if act else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, D, H, W) -> (N, outputs, D / stride, H / stride, W / stride), each axis rounded up."""
-        return self.act(self.norm(self.conv(x)))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """(N, C, D, H, W) -> (N, outputs, D / stride, H / stride, W / stride), each axis rounded up.
+
+        shortcut: of the output's shape, added between norm and activation.
+        """
+        return _norm_act(self.norm, self.conv(x), slope=NEGATIVE_SLOPE, shortcut=shortcut)
+
+
+def _norm_act(norm: nn.InstanceNorm3d, x: Tensor, *, slope: float, shortcut: Tensor | None = None) -> Tensor:
+    """LeakyReLU of (the norm of x, plus the shortcut); x, a fresh convolution's answer, may be overwritten."""
+    return instance_norm_act(x, norm.weight, norm.bias, eps=norm.eps, slope=slope, residual=shortcut, inplace=True)
 
 
 class ConvStack(nn.Module):
@@ -58,19 +66,18 @@ class ResidualBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple):
         super().__init__()
         self.conv1 = ConvBlock(inputs, outputs, kernel, stride)
-        self.conv2 = ConvBlock(outputs, outputs, kernel, act=False)
+        self.conv2 = ConvBlock(outputs, outputs, kernel)
         shortcut: list[nn.Module] = []
         if stride != (1, 1, 1):
             shortcut.append(nn.AvgPool3d(stride, stride))
         if inputs != outputs:
             shortcut.append(Projection(inputs, outputs))
         self.skip = nn.Sequential(*shortcut)  # empty: the identity
-        self.act = nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, D, H, W) -> (N, outputs, D / stride, H / stride, W / stride)."""
         shortcut = self.skip(x)  # before the main branch: autograd then adds the two in the peer's order
-        return self.act(self.conv2(self.conv1(x)) + shortcut)  # type: ignore[no-any-return]
+        return self.conv2(self.conv1(x), shortcut)  # type: ignore[no-any-return]
 
 
 class Projection(nn.Module):
@@ -83,7 +90,7 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, D, H, W) -> (N, outputs, D, H, W)."""
-        return self.norm(self.conv(x))  # type: ignore[no-any-return]
+        return _norm_act(self.norm, self.conv(x), slope=1.0)
 
 
 class ResidualStack(nn.Module):

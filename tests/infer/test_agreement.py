@@ -148,7 +148,7 @@ def test_no_agreement_saves_its_inferences(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("asked a channel alone")
 
-    monkeypatch.setattr("strokenet.infer.agreement.predict", never)
+    monkeypatch.setattr("strokenet.infer.agreement.predict_case", never)
     rows = infer_folder(model, scans, tmp_path / "out", InferConfig(agreement=False))
     assert [(r.status, r.agreement) for r in rows] == [("ok", None)] * 3
 
@@ -159,7 +159,7 @@ def test_an_error_of_the_comparison_does_not_cost_the_mask(
     def breaks(*_: object, **__: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("strokenet.infer.agreement.predict", breaks)
+    monkeypatch.setattr("strokenet.infer.agreement.predict_case", breaks)
     rows = infer_folder(model, scans, tmp_path / "out", DEFAULT)
     assert [(r.status, r.agreement) for r in rows] == [("ok", None)] * 3
     assert (tmp_path / "out" / "a.nii.gz").is_file()

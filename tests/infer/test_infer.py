@@ -21,9 +21,10 @@ from strokenet.data.dataset import CaseFiles
 from strokenet.data.errors import InputError
 from strokenet.data.track import silent
 from strokenet.infer import infer as station
+from strokenet.infer.config import mask_rule, mirror_axes
 from strokenet.infer.infer import InferConfig, infer, infer_folder, infer_one
 from strokenet.infer.manifest import FOLDER
-from strokenet.infer.predict import mask_rule, mirror_axes, predict, predict_images
+from strokenet.infer.predict import predict, predict_images
 from strokenet.model.checkpoint import load_model, save_weights
 from strokenet.workspace import Workspace
 from tests.infer.models import head, known_model, known_plan, oblique, write_case, write_model, write_scan
@@ -267,14 +268,14 @@ def test_an_interruption_keeps_finished_masks_and_says_what_is_left(
 ) -> None:
     out = tmp_path / "out"
     infer_folder(model, scans, out, DEFAULT)
-    real = station.predict
+    real = station.predict_case
 
-    def interrupted(model: Any, case: Any, *rest: Any) -> Any:
+    def interrupted(engine: Any, case: Any, *rest: Any) -> Any:
         if case.case_id == "b":
             raise KeyboardInterrupt
-        return real(model, case, *rest)
+        return real(engine, case, *rest)
 
-    monkeypatch.setattr(station, "predict", interrupted)
+    monkeypatch.setattr(station, "predict_case", interrupted)
     with pytest.raises(KeyboardInterrupt):
         infer_folder(model, scans, out, replace(DEFAULT, recompute=True))
     assert names(out) == ["a.nii.gz", "results.json"]
@@ -285,13 +286,13 @@ def test_an_interruption_keeps_finished_masks_and_says_what_is_left(
 def test_results_json_is_up_to_date_after_every_case(
     model: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = station.predict, []
+    real, seen = station.predict_case, []
 
-    def watching(model: Any, case: Any, *rest: Any) -> Any:
+    def watching(engine: Any, case: Any, *rest: Any) -> Any:
         seen.append([row["status"] for row in report(tmp_path / "out")["cases"]])
-        return real(model, case, *rest)
+        return real(engine, case, *rest)
 
-    monkeypatch.setattr(station, "predict", watching)
+    monkeypatch.setattr(station, "predict_case", watching)
     damage(scans / "a_0000.nii.gz")
     infer_folder(model, scans, tmp_path / "out", DEFAULT)
     assert seen == [["failed", "skipped", "skipped"], ["failed", "skipped", "skipped"]]  # b is written meanwhile
@@ -303,14 +304,14 @@ def test_results_json_is_up_to_date_after_every_case(
 def test_any_error_fails_its_case_alone(
     model: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    real = station.predict
+    real = station.predict_case
 
-    def failing(model: Any, case: Any, *rest: Any) -> Any:
+    def failing(engine: Any, case: Any, *rest: Any) -> Any:
         if case.case_id == "b":
             raise error
-        return real(model, case, *rest)
+        return real(engine, case, *rest)
 
-    monkeypatch.setattr(station, "predict", failing)
+    monkeypatch.setattr(station, "predict_case", failing)
     results = infer_folder(model, scans, tmp_path / "out", DEFAULT)
     assert [r.status for r in results] == ["ok", "failed", "ok"]
     assert str(results[1].error).startswith(type(error).__name__)
@@ -340,7 +341,7 @@ def test_a_disk_that_refuses_a_mask_fails_its_case_and_leaves_no_part_of_it(
 def test_a_folder_that_cannot_be_written_is_refused_before_the_first_case(
     model: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(station, "predict", lambda *_: pytest.fail("a case was computed"))
+    monkeypatch.setattr(station, "predict_case", lambda *_: pytest.fail("a case was computed"))
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="cannot be written .*; choose another -o"):
         infer_folder(model, scans, tmp_path / "file" / "out", DEFAULT)

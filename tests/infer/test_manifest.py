@@ -40,13 +40,13 @@ def scans(tmp_path: Path) -> Path:
 @pytest.fixture
 def predicted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The cases that are computed, in order."""
-    real, seen = station.predict, []
+    real, seen = station.predict_case, []
 
-    def watching(model: Any, case: Any, *rest: Any) -> Any:
+    def watching(engine: Any, case: Any, *rest: Any) -> Any:
         seen.append(case.case_id)
-        return real(model, case, *rest)
+        return real(engine, case, *rest)
 
-    monkeypatch.setattr(station, "predict", watching)
+    monkeypatch.setattr(station, "predict_case", watching)
     return seen
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from pathlib import Path
 from strokenet.data.case import case_from_images
 from strokenet.infer.memory import peak_memory_bytes
-from strokenet.infer.predict import InferConfig, predict
+from strokenet.infer.config import InferConfig
+from strokenet.infer.predict import predict
 from strokenet.model.checkpoint import Model
 from strokenet.model.network import build_network
 from tests.plans import tiny_plan

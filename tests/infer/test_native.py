@@ -14,8 +14,8 @@ import pytest
 from planner.plan import PostprocessRule
 from strokenet.data.dataset import CaseFiles
 from strokenet.data.errors import InputError
+from strokenet.infer.config import InferConfig
 from strokenet.infer.infer import infer, infer_folder, infer_one
-from strokenet.infer.predict import InferConfig
 from strokenet.prepare.cohort import prepare_cohort
 from strokenet.prepare.config import PrepareConfig
 from strokenet.prepare.inputs import read_inputs

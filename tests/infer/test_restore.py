@@ -11,7 +11,8 @@ import pytest
 
 from planner.plan import Plan
 from strokenet.data.case import Case, case_from_images
-from strokenet.infer.predict import InferConfig, predict
+from strokenet.infer.config import InferConfig
+from strokenet.infer.predict import predict
 from strokenet.infer.restore import place_back, place_back_probability, resample_logits
 from strokenet.preprocess.preprocess import preprocess
 from tests.infer.models import head, known_model, known_plan, oblique

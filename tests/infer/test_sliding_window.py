@@ -16,7 +16,6 @@ from strokenet.infer.sliding_window import (
     EMPTY_LOGIT,
     WindowRules,
     importance_map,
-    mirrored_average,
     predict_logits,
     tile_grid,
     tile_starts,
@@ -76,13 +75,41 @@ def test_empty_tiles_are_background_and_not_computed() -> None:
 def test_mirroring_makes_the_answer_symmetric() -> None:
     torch.manual_seed(0)
     network = build_network(tiny_plan()).eval()
-    tile = torch.randn(1, 2, 16, 16, 16)
-    with torch.inference_mode():
-        one = mirrored_average(network, tile, (2,))
-        other = mirrored_average(network, tile.flip(4), (2,)).flip(4)
-        plain = mirrored_average(network, tile, ())
+    tile = torch.randn(2, 16, 16, 16)
+    one = predict_logits([network], tile, patch=(16, 16, 16), mirror_axes=(2,))
+    other = predict_logits([network], tile.flip(3), patch=(16, 16, 16), mirror_axes=(2,)).flip(3)
+    plain = predict_logits([network], tile, patch=(16, 16, 16))
     assert torch.allclose(one, other, atol=1e-5)
     assert not torch.allclose(one, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("rules", [WindowRules(), WindowRules(exact=True), WindowRules(average="probabilities")])
+def test_tiles_and_mirrors_in_batches_give_one_answer(rules: WindowRules) -> None:
+    torch.manual_seed(0)
+    networks = [build_network(tiny_plan()).eval() for _ in range(2)]
+    image = torch.randn(2, 16, 26, 40)
+    image[..., 24:] = 0  # the last tiles are empty
+    one, *others = (
+        predict_logits(networks, image, patch=(16, 16, 16), mirror_axes=(0, 2), rules=rules, batch=batch)
+        for batch in (1, 2, 3, 4, 100)
+    )
+    limit = 0.51 if rules.exact else 1e-5  # a float16 step at the corners
+    for other in others:
+        assert (other.float() - one.float()).abs().max() <= limit
+        assert (other.argmax(0) != one.argmax(0)).float().mean() < 1e-3
+
+
+def test_a_batch_is_what_was_asked_for() -> None:
+    sizes = []
+
+    class Counting(Centre):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(image))
+            return super().forward(image)
+
+    image = torch.ones(1, 16, 16, 40)
+    predict_logits([Counting()], image, patch=(16, 16, 16), mirror_axes=(0, 1), batch=6)
+    assert sizes == [6, 6, 4]
 
 
 def test_folds_are_averaged_as_logits() -> None:

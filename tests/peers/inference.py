@@ -28,7 +28,8 @@ from scipy.ndimage import gaussian_filter
 
 from planner.plan import NetworkPlan, Plan, PostprocessRule, Semantics, Triple
 from strokenet.data.case import read_case
-from strokenet.infer.predict import InferConfig, Prediction, predict
+from strokenet.infer.config import InferConfig
+from strokenet.infer.predict import Prediction, predict
 from strokenet.model.checkpoint import load_model, save_weights
 from strokenet.model.network import build_network
 from strokenet.nnunet.export import export_nnunet

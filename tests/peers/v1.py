@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from planner.plan import Spacing, Triple
 from strokenet.data.case import read_case
-from strokenet.infer.predict import InferConfig, Prediction, predict
+from strokenet.infer.config import InferConfig
+from strokenet.infer.predict import Prediction, predict
 from strokenet.model.checkpoint import Model, load_model
 from strokenet.nnunet.importing import import_nnunet
 from strokenet.preprocess.preprocess import preprocess

@@ -30,7 +30,8 @@ from strokenet.data.files import write_json
 from strokenet.data.overlap import dice
 from strokenet.demo import GPU_MEMORY_GB, NARROWER
 from strokenet.infer.agreement import compare
-from strokenet.infer.predict import InferConfig, Prediction, predict
+from strokenet.infer.config import InferConfig
+from strokenet.infer.predict import Prediction, predict
 from strokenet.model.checkpoint import Model, load_model
 from strokenet.preprocess.planning import PlanConfig, plan_workspace, preprocess_workspace
 from strokenet.synth.cohort import ENDING, LABELS, CohortConfig, draw_cohort

@@ -1,0 +1,113 @@
+"""Engine: a model ready to segment case after case, and how much of its device it may fill.
+
+Comes in: a Model and an InferConfig. Goes out: logits of preprocessed images. The networks are in their inference form
+(model/inference.py); tiles and their mirror images go through them in batches.
+
+Where memory runs out the engine steps down a ladder, says so, stays there for the cases to come, and computes the same
+image again: fewer tiles at a time, then sums in the machine's memory, then everything on the CPU. The same sums are
+made on every rung; what differs is the order of a convolution's own additions.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from strokenet.data.track import Track, silent
+from strokenet.infer.config import InferConfig, arithmetic, mirror_axes, window_rules
+from strokenet.infer.sliding_window import predict_logits
+from strokenet.model.checkpoint import Model
+from strokenet.model.device import choose_inference_dtype
+from strokenet.model.inference import InferenceNetwork
+
+_log = logging.getLogger("strokenet")
+CPU = torch.device("cpu")
+LARGEST_BATCH = 8  # of tiles on a GPU: one tile in all its mirror images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One way to compute. batch: tiles a call. sums_on: where image and sums lie. device: where the networks run."""
+
+    device: torch.device
+    batch: int
+    sums_on: torch.device
+
+    def __str__(self) -> str:
+        if self.device == CPU:
+            return "on the CPU"
+        tiles = "one tile" if self.batch == 1 else f"{self.batch} tiles"
+        return f"{tiles} at a time" + ("" if self.sums_on == self.device else ", sums in the machine's memory")
+
+
+def ladder(device: torch.device) -> tuple[Rung, ...]:
+    """The ways to compute, the fastest first. A CPU gains nothing from a batch, and has nowhere else to go."""
+    on_cpu = Rung(device=CPU, batch=1, sums_on=CPU)
+    if device.type == "cpu":
+        return (on_cpu,)
+    batches, batch = [], LARGEST_BATCH
+    while batch:
+        batches.append(Rung(device=device, batch=batch, sums_on=device))
+        batch //= 2
+    return (*batches, Rung(device=device, batch=1, sums_on=CPU), on_cpu)
+
+
+class Engine:
+    """A model, its config, and the rung of the ladder that its cases fit on."""
+
+    def __init__(self, model: Model, config: InferConfig, rungs: tuple[Rung, ...] | None = None):
+        """rungs: by default those of the device on which the model is."""
+        device = model.networks[0].decoder.seg_layers[-1].weight.device
+        assert isinstance(device, torch.device)
+        self.model, self.config = model, config
+        self.rules = window_rules(model.plan, config)
+        self.rungs = rungs or ladder(device)
+        self._dtype = arithmetic(config, self.rules, device)
+        self._networks = tuple(InferenceNetwork(network, self._dtype, device) for network in model.networks)
+
+    @property
+    def rung(self) -> Rung:
+        """How the next case will be computed."""
+        return self.rungs[0]
+
+    def logits(self, image: Tensor, track: Track = silent) -> Tensor:
+        """What the networks say of a preprocessed image: (C, D, H, W) float32 -> (K, D, H, W), as predict_logits.
+
+        Raises:
+            torch.OutOfMemoryError: on the last rung.
+        """
+        while True:
+            try:
+                return self._on_rung(image, track)
+            except torch.OutOfMemoryError as error:
+                if len(self.rungs) == 1:
+                    raise
+                failed = error.with_traceback(None)  # its frames hold the tensors that are in the way
+            self._step_down(failed)
+
+    def _on_rung(self, image: Tensor, track: Track) -> Tensor:
+        plan, rung = self.model.plan, self.rung
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # the patch never changes: the search pays
+            return predict_logits(
+                self._networks,
+                image,
+                patch=plan.patch,
+                mirror_axes=mirror_axes(plan, self.config.tta),
+                rules=self.rules,
+                device=rung.device,
+                batch=rung.batch,
+                sums_on=rung.sums_on,
+                track=track,
+            )
+
+    def _step_down(self, error: Exception) -> None:
+        leaving, self.rungs = self.rung, self.rungs[1:]
+        _log.warning("memory ran out (%s); goes on %s", str(error).split(".")[0] or type(error).__name__, self.rung)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if self.rung.device != leaving.device:
+            dtype = self._dtype if self._dtype == torch.float32 else choose_inference_dtype("auto", self.rung.device)
+            self._networks = tuple(InferenceNetwork(n, dtype, self.rung.device) for n in self.model.networks)

@@ -1,0 +1,159 @@
+"""The engine: one answer on every rung of the ladder, down which it goes when memory runs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kernels import instance_norm_act
+from strokenet.data.case import Case, case_from_images
+from strokenet.infer.config import InferConfig
+from strokenet.infer.engine import CPU, Engine, Rung, ladder
+from strokenet.infer.predict import predict_case
+from strokenet.model.checkpoint import Model, load_model
+from strokenet.model.inference import InferenceNetwork
+from strokenet.model.network import ConvBlock, build_network
+from tests.infer.models import head, oblique, write_model
+from tests.plans import tiny_plan
+
+META = torch.device("meta")  # a device that is not the CPU, to be told apart
+RUNGS = (
+    *(Rung(device=CPU, batch=batch, sums_on=CPU) for batch in (8, 4, 2, 1)),
+    Rung(device=CPU, batch=1, sums_on=CPU),
+)
+
+
+@pytest.fixture
+def model(tmp_path: Any) -> Model:
+    write_model(tmp_path / "model", folds=("0", "1"))
+    return load_model(tmp_path / "model")
+
+
+@pytest.fixture
+def case() -> Case:
+    return case_from_images(
+        "x", {name: (head((40, 36, 24), seed), oblique()) for seed, name in enumerate(("T1", "FLAIR"))}
+    )
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Lets a network run out of memory above so many tiles a call; returns the sizes of the calls."""
+    real = InferenceNetwork.forward
+    sizes: list[int] = []
+
+    def limited(limit: int) -> list[int]:
+        def forward(self: InferenceNetwork, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            if len(x) > limit:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+            return real(self, x)
+
+        monkeypatch.setattr(InferenceNetwork, "forward", forward)
+        return sizes
+
+    return limited
+
+
+def test_the_ladder_ends_on_the_cpu() -> None:
+    gpu = torch.device("cuda", 1)
+    rungs = ladder(gpu)
+    assert [(rung.device, rung.batch, rung.sums_on) for rung in rungs] == [
+        *((gpu, batch, gpu) for batch in (8, 4, 2, 1)),
+        (gpu, 1, CPU),
+        (CPU, 1, CPU),
+    ]
+    assert ladder(CPU) == (rungs[-1],)
+    assert [str(rung) for rung in (rungs[0], *rungs[-3:])] == [
+        "8 tiles at a time",
+        "one tile at a time",
+        "one tile at a time, sums in the machine's memory",
+        "on the CPU",
+    ]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_every_rung_gives_one_answer_and_is_remembered(
+    model: Model, case: Case, memory: Callable[[int], list[int]], caplog: pytest.LogCaptureFixture, limit: int
+) -> None:
+    config = InferConfig(threshold=0.5)
+    expected = predict_case(Engine(model, config), case)
+    sizes = memory(limit)
+    engine = Engine(model, config, RUNGS)
+    with caplog.at_level(logging.WARNING, "strokenet"):
+        found = predict_case(engine, case)
+    np.testing.assert_allclose(found.probability, expected.probability, atol=1e-5)
+    assert (found.mask != expected.mask).sum() == 0
+    fits = max(rung.batch for rung in RUNGS if rung.batch <= limit)
+    assert engine.rung.batch == fits
+    assert caplog.messages[-1] == f"memory ran out (CUDA out of memory); goes on {engine.rung}"
+    sizes.clear()
+    predict_case(engine, case)
+    assert max(sizes) <= fits  # the next case does not try again
+
+
+def test_the_last_rung_says_so(model: Model, case: Case, memory: Callable[[int], list[int]]) -> None:
+    memory(0)
+    with pytest.raises(torch.OutOfMemoryError):
+        predict_case(Engine(model, InferConfig(), RUNGS), case)
+
+
+def test_on_another_device_the_networks_are_made_anew(
+    model: Model, case: Case, memory: Callable[[int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = predict_case(Engine(model, InferConfig()), case)
+    monkeypatch.setattr(Engine, "_on_rung", _full_but_on_the_cpu)
+    engine = Engine(model, InferConfig(), (Rung(device=META, batch=8, sums_on=META), RUNGS[-1]))
+    found = predict_case(engine, case)
+    assert engine.rung.device == CPU
+    np.testing.assert_allclose(found.probability, expected.probability, atol=1e-6)
+
+
+_on_rung = Engine._on_rung
+
+
+def _full_but_on_the_cpu(self: Engine, *rest: Any) -> torch.Tensor:
+    if self.rung.device != CPU:
+        raise torch.OutOfMemoryError
+    return _on_rung(self, *rest)
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_the_inference_form_answers_as_the_network_does(kind: Any) -> None:
+    torch.manual_seed(1)
+    plan = tiny_plan(network=replace(tiny_plan().network, kind=kind))
+    network = build_network(plan).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)  # biases and norms that are not the fresh 0 and 1
+    image = 3 + torch.randn(2, 2, *plan.patch)
+    form = InferenceNetwork(network, torch.float32, CPU)
+    with torch.inference_mode():
+        found = form(image)
+        expected = network.double()(image.double())
+    assert (found - expected).abs().max() < 5e-5 * expected.abs().max()
+    blocks = [name for name, module in network.named_modules() if isinstance(module, ConvBlock)]
+    idle = {f"{name}.conv.bias" for name in blocks}
+    assert idle <= dict(network.named_parameters()).keys()  # the network itself is as it was
+    assert not idle & dict(form.network.named_parameters()).keys()
+
+
+def test_the_inference_form_takes_the_fast_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    real = instance_norm_act.instance_norm_act_operator
+    monkeypatch.setattr(
+        instance_norm_act,
+        "instance_norm_act_operator",
+        lambda *given, **named: taken.append(given[0].shape[1]) or real(*given, **named),
+    )
+    network = build_network(tiny_plan()).eval()
+    form = InferenceNetwork(network, torch.float32, CPU)
+    with torch.inference_mode():
+        form(torch.zeros(1, 2, 16, 16, 16) + torch.randn(1))
+    assert len(taken) == sum(isinstance(module, ConvBlock) for module in network.modules())
