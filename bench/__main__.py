@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import click
 
-from bench import augment, components, read, resample
+from bench import augment, components, norm, read, resample
 from bench.measure import report, save
 
-SUITES = {"read": read.run, "resample": resample.run, "components": components.run, "augment": augment.run}
+SUITES = {
+    "read": read.run,
+    "resample": resample.run,
+    "components": components.run,
+    "norm": norm.run,
+    "augment": augment.run,
+}
 
 
 @click.command()

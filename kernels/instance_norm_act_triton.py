@@ -39,13 +39,15 @@ def moments_kernel(x, means, squares, voxels, channels, tiles, TILE_VOXELS: tl.c
     about = tl.sum(tile, 0) / tl.minimum(count, TILE_VOXELS)
     total = tl.zeros((TILE_VOXELS, TILE_CHANNELS), tl.float32)
     square = tl.zeros((TILE_VOXELS, TILE_CHANNELS), tl.float32)
-    for done in range(0, count, TILE_VOXELS):
-        inside = (voxel[:, None] < count - done) & there
+    left = count
+    while left > 0:  # not range: Triton's interpreter has no range of a value that is computed
+        inside = (voxel[:, None] < left) & there
         tile = tl.load(start + offsets, mask=inside, other=0.0).to(tl.float32)
         distance = tl.where(inside, tile - about[None, :], 0.0)
         total += distance
         square += distance * distance
         start += TILE_VOXELS * channels
+        left -= TILE_VOXELS
     shift = tl.sum(total, 0) / count
     place = (sample * tl.num_programs(0) + share) * channels + channel
     tl.store(means + place, about + shift, mask=channel < channels)
@@ -65,14 +67,17 @@ def combine_kernel(
     about = tl.load(means + start, mask=there, other=0.0)
     total = tl.zeros((TILE_SHARES, TILE_CHANNELS), tl.float32)
     square = tl.zeros((TILE_SHARES, TILE_CHANNELS), tl.float32)
-    for first in range(0, shares, TILE_SHARES):
-        share = first + tl.arange(0, TILE_SHARES)
+    share = tl.arange(0, TILE_SHARES)
+    left = shares
+    while left > 0:
         inside = (share[:, None] < shares) & there[None, :]
         places = start[None, :] + share[:, None] * channels
         count = tl.minimum(share_voxels, voxels - share * share_voxels)[:, None].to(tl.float32)
         distance = tl.where(inside, tl.load(means + places, mask=inside, other=0.0) - about[None, :], 0.0)
         total += count * distance
         square += tl.load(squares + places, mask=inside, other=0.0) + count * distance * distance
+        share += TILE_SHARES
+        left -= TILE_SHARES
     shift = tl.sum(total, 0) / voxels
     variance = tl.maximum(tl.sum(square, 0) / voxels - shift * shift, 0.0)
     tl.store(mean + sample * channels + channel, about + shift, mask=there)
@@ -169,12 +174,12 @@ def instance_norm_act_triton(
     voxels = x[0, 0].numel()
     tile_voxels, width = tile_of(channels)
     out = x if inplace else torch.empty_like(x)
-    if residual is not None:
-        residual = residual.contiguous(memory_format=torch.channels_last_3d)
+    weight, bias = weight.contiguous(), bias.contiguous()
+    shortcut = x if residual is None else residual.contiguous(memory_format=torch.channels_last_3d)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]  # Triton starts kernels on the current GPU
         mean, rstd = row_moments_triton(x, eps=eps, programs=programs)
         apply_kernel[(triton.cdiv(voxels, tile_voxels), triton.cdiv(channels, width), samples)](
-            x, x if residual is None else residual, out, mean, rstd, weight, bias, voxels, channels, slope,
+            x, shortcut, out, mean, rstd, weight, bias, voxels, channels, slope,
             residual is not None, slope != 1, tile_voxels, width, num_warps=WARPS,
         )  # fmt: skip
     return out, mean, rstd

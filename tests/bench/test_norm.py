@@ -1,0 +1,33 @@
+"""The norm suite: it compares before it times, and times only the fast form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench import norm
+
+CPU = torch.device("cpu")
+SHAPE = (1, 8, 4, 5, 6)
+
+
+@pytest.mark.parametrize("dtype", norm.TOLERANCES)
+def test_ours_comes_first_and_every_layout_of_torch_beside_it(dtype: torch.dtype) -> None:
+    with torch.inference_mode():
+        measured = norm.one(SHAPE, dtype, CPU)
+    assert list(measured.times_ms)[:2] == ["strokenet, in place", "strokenet"]
+    assert {"torch, contiguous", "torch, channels last", norm.GROUP_NORM} <= set(measured.times_ms)
+    assert "operator; largest errors: strokenet" in measured.what
+
+
+def test_a_wrong_answer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm, "instance_norm_act", lambda x, *_, **__: x)
+    monkeypatch.setattr(norm, "in_turn", None)
+    with torch.inference_mode(), pytest.raises(AssertionError, match="largest error"):
+        norm.one(SHAPE, torch.float32, CPU)
+
+
+def test_the_reference_is_not_timed_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STROKENET_KERNELS", "reference")
+    with torch.inference_mode(), pytest.raises(AssertionError, match="STROKENET_KERNELS"):
+        norm.one(SHAPE, torch.float32, CPU)

@@ -1,0 +1,131 @@
+"""Every Triton kernel compiled for an H100 or H200, without one: the interpreter accepts code that does not compile.
+
+    python -m tests.kernels.sm90     a line of JSON a kernel: registers a thread, barriers, spilled bytes
+
+Runs in a process of its own, because TRITON_INTERPRET, which the other tests set, must not be set here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels import instance_norm_act_triton
+
+SM90 = GPUTarget("cuda", 90, 32)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Build:
+    """A kernel with the types of its arguments ("*bf16", "i32", "fp32") and the values of its constants.
+
+    divisible: the arguments that are multiples of 16, as a tensor's address is: Triton then loads 16 bytes at once.
+    """
+
+    kernel: Any
+    types: Mapping[str, str]
+    constants: Mapping[str, int | float | bool | str | None]
+    warps: int
+    divisible: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What the compiled kernel takes: registers a thread, barriers of a block, bytes spilled to local memory."""
+
+    name: str
+    registers: int
+    barriers: int
+    spilled_bytes: int
+
+
+def _norm_builds(value: str) -> tuple[Build, ...]:
+    """The kernels of instance_norm_act for maps of one type: 32 channels, and 3, where nothing is aligned."""
+    aligned, odd = ("voxels", "channels"), ()
+    sizes = {"voxels": "i32", "channels": "i32"}
+    builds = []
+    for tile, multiples in (((128, 32), aligned), ((1024, 4), odd)):
+        constants = {"TILE_VOXELS": tile[0], "TILE_CHANNELS": tile[1]}
+        read = {"x": f"*{value}", "means": "*fp32", "squares": "*fp32"}
+        maps = dict.fromkeys(("x", "residual", "out"), f"*{value}")
+        vectors = dict.fromkeys(("mean", "rstd", "weight", "bias"), "*fp32")
+        builds += [
+            Build(
+                kernel=instance_norm_act_triton.moments_kernel,
+                types={**read, **sizes, "tiles": "i32"},
+                constants=constants,
+                warps=instance_norm_act_triton.WARPS,
+                divisible=(*read, *multiples),
+            ),
+            Build(
+                kernel=instance_norm_act_triton.apply_kernel,
+                types={**maps, **vectors, **sizes, "slope": "fp32"},
+                constants={"RESIDUAL": True, "ACT": True, **constants},
+                warps=instance_norm_act_triton.WARPS,
+                divisible=(*maps, *vectors, *multiples),
+            ),
+        ]
+    return tuple(builds)
+
+
+def _norm_combine(shares: int) -> Build:
+    pointers = dict.fromkeys(("means", "squares", "mean", "rstd"), "*fp32")
+    sizes = dict.fromkeys(("voxels", "channels", "shares", "share_voxels"), "i32")
+    return Build(
+        kernel=instance_norm_act_triton.combine_kernel,
+        types={**pointers, **sizes, "eps": "fp32"},
+        constants={"TILE_SHARES": shares, "TILE_CHANNELS": 16},
+        warps=4,
+        divisible=(*pointers, "voxels", "channels", "share_voxels"),
+    )
+
+
+BUILDS: tuple[Build, ...] = (
+    *(build for value in ("fp32", "bf16", "fp16") for build in _norm_builds(value)),
+    *(_norm_combine(shares) for shares in (1, instance_norm_act_triton.SHARES)),
+)
+
+
+def built(build: Build) -> Built:
+    """Compiles for sm_90 and reads the machine code."""
+    signature = {**build.types, **dict.fromkeys(build.constants, "constexpr")}
+    attributes = {(list(signature).index(name),): [["tt.divisibility", 16]] for name in build.divisible}
+    source = ASTSource(fn=build.kernel, signature=signature, constexprs=dict(build.constants), attrs=attributes)
+    compiled = triton.compile(source, target=SM90, options={"num_warps": build.warps})
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage, code = (_cuobjdump(flag, cubin) for flag in ("-res-usage", "-sass"))
+    registers, local = (int(found[1]) for found in (re.search(r"REG:(\d+)", usage), re.search(r"LOCAL:(\d+)", usage)))  # type: ignore[index]
+    return Built(
+        name=build.kernel.fn.__name__, registers=registers, barriers=code.count("BAR.SYNC"), spilled_bytes=local
+    )
+
+
+def _cuobjdump(flag: str, cubin: Path) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, flag, cubin], check=True, capture_output=True, text=True).stdout
+
+
+def main() -> None:
+    """Prints every kernel of BUILDS as it was built."""
+    for build in BUILDS:
+        sys.stdout.write(json.dumps(asdict(built(build))) + "\n")
+
+
+if __name__ == "__main__":
+    main()
