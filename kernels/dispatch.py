@@ -6,13 +6,17 @@ plain one everywhere, to compare or to debug. `strokenet doctor` prints the choi
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
+import shutil
+import sysconfig
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # arrays must not wait for torch to be imported
+    from torch import Tensor
 
 Implementation = Literal["reference", "operator", "cc3d", "triton"]
 
@@ -57,6 +61,8 @@ def choose_instance_norm_act(x: Tensor, weight: Tensor, bias: Tensor, residual: 
 
 
 def _instance_norm_act(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> tuple[Implementation, str]:
+    import torch  # not by an array's way to its choice
+
     tensors = [x, weight, bias] if residual is None else [x, weight, bias, residual]
     if wanted() == "reference":
         return "reference", "STROKENET_KERNELS=reference"
@@ -72,14 +78,50 @@ def _instance_norm_act(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor
         return "reference", "tensors on several devices: torch says what is wrong"
     if x.is_cpu:
         return "operator", "channels_last_3d on the CPU: torch's channels-last kernels, block by block"
-    if x.is_cuda and importlib.util.find_spec("triton") is not None:
+    if x.is_cuda and not missing_for_triton():
         return "triton", "channels_last_3d on the GPU: two reads and one write of the map"
-    return "reference", f"no kernel for {x.device.type}"
+    return "reference", missing_for_triton() if x.is_cuda else f"no kernel for {x.device.type}"
+
+
+def choose_components(device: str) -> Choice:
+    """What labels the components of a map: union-find on the GPU where the map is there, cc3d elsewhere.
+
+    device: the type of a torch device; arrays are on "cpu".
+    """
+    if device != "cuda":
+        return _components("cc3d", "one labelling of the foreground's box, a count and a gather")
+    if wanted() == "reference":
+        return _components("cc3d", "STROKENET_KERNELS=reference")
+    missing = missing_for_triton()
+    if missing:
+        return _components("cc3d", missing)
+    return _components("triton", "union-find where the map is, nothing copied or waited for")
+
+
+@functools.cache
+def missing_for_triton() -> str:
+    """What Triton lacks here to run a kernel on a GPU, "" for nothing; it is not imported.
+
+    At its first launch it compiles a small C file against Python's headers (triton/runtime/build.py).
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "triton finds no C compiler: install gcc, or set CC"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "triton finds no Python.h: install Python's headers"
+    return ""
+
+
+def _components(implementation: Implementation, why: str) -> Choice:
+    return Choice(operator="components", implementation=implementation, why=why)
 
 
 def choices() -> tuple[Choice, ...]:
-    """Every operator's choice, for `strokenet doctor`; of the norm, for a channels_last_3d map without gradients."""
-    components = Choice(operator="components", implementation="cc3d", why="one labelling, a bincount and a gather")
+    """Every operator's choice on this machine, for `strokenet doctor`; of the norm, for a map without gradients."""
+    import torch  # not by an array's way to its choice
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     x = torch.empty(1, 2, 2, 2, 2, device=device).to(memory_format=torch.channels_last_3d)
-    return (choose_resample(), components, choose_instance_norm_act(x, x[0, :, 0, 0, 0], x[0, :, 0, 0, 0]))
+    norm = choose_instance_norm_act(x, x[0, :, 0, 0, 0], x[0, :, 0, 0, 0])
+    return (choose_resample(), choose_components(device), norm)

@@ -122,7 +122,7 @@ def _check_kernels() -> tuple[bool, str]:
 def _check_components() -> tuple[bool, str]:
     mask = np.random.default_rng(0).random((24, 20, 22)) > 0.9
     count = ndimage.label(mask, np.ones((3, 3, 3)))[1]
-    found = len(label_components(mask)[1]) - 1
+    found = len(label_components(torch.from_numpy(mask).to(choose_device("auto")))[1]) - 1
     return found == count, f"{found} components, scipy {count}"
 
 

@@ -51,7 +51,7 @@ def postprocess(
     """
     if rule.threshold is None:
         return _most_probable(probability, rule, voxel_volume_mm3)
-    lesion = probability[1]
+    lesion: NDArray[np.float32] = probability[1]
     if rule.looks_at_scans:
         if field is None:
             raise ValueError("the rule keeps lesions in the field of view; give the field")

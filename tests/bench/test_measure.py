@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from bench.__main__ import main
-from bench.measure import Measurement, in_turn, machine, save
+from bench.measure import Measurement, in_turn, machine, report, save
 
 
 def test_contenders_run_in_turn_and_the_warm_up_is_not_counted() -> None:
@@ -23,6 +24,13 @@ def test_the_median_is_quoted() -> None:
     assert measured.median_ms("a") == 2.0
 
 
+def test_less_than_a_millisecond_is_printed_in_microseconds(capsys: pytest.CaptureFixture[str]) -> None:
+    report([Measurement(suite="x", what="y", times_ms={"a": (0.0315,), "b": (12.0,)})])
+    shown = capsys.readouterr().out.splitlines()
+    assert "31.5 us" in shown[-2]
+    assert "12.0 ms" in shown[-1]
+
+
 def test_what_is_kept_names_the_machine(tmp_path: Path) -> None:
     path = save("x", [Measurement(suite="x", what="y", times_ms={"a": (1.0,)})], tmp_path)
     content = json.loads(path.read_text())
@@ -30,7 +38,9 @@ def test_what_is_kept_names_the_machine(tmp_path: Path) -> None:
     assert content["measurements"][0]["times_ms"] == {"a": [1.0]}
 
 
-def test_a_suite_compares_the_answers_and_prints_a_ratio() -> None:
+def test_a_suite_compares_the_answers_and_prints_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.components.HUNDREDS_OF_LESIONS", (30, 40, 30))
+    monkeypatch.setattr("bench.components.SHAPE", (21, 25, 23))
     result = CliRunner().invoke(main, ["components"])
     assert result.exit_code == 0, result.output
     assert "cc3d.dust" in result.output

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from kernels import components_triton as components
 from kernels import instance_norm_act_triton
 
 SM90 = GPUTarget("cuda", 90, 32)
@@ -94,7 +95,37 @@ def _norm_combine(shares: int) -> Build:
     )
 
 
+def _build(kernel: Any, types: str, *, warps: int, **constants: int | bool) -> Build:
+    """types: "values *fp32 depth i32 ...", argument and type in turn."""
+    words = types.split()
+    return Build(kernel=kernel, types=dict(zip(words[::2], words[1::2], strict=True)), constants=constants, warps=warps)
+
+
+def components_builds() -> Iterator[Build]:
+    """Connected components: blocks for connectivity 26, voxels for 18 and 6; every type of map and every option."""
+    trees, shape = "bits *u8 parents *i32", "depth i32 height i32 width i32 cells i32"
+    wide, narrow = {"BLOCK": components.WIDE, "warps": 4}, {"BLOCK": components.COUNT, "warps": 1}
+    for edge, maps in ((2, ("*fp32", "*fp16", "*bf16", "*u8")), (1, ("*fp32",))):
+        for dtype in maps:
+            arguments = f"values {dtype} background {dtype} threshold fp32 {trees} sizes *i32 {shape}"
+            yield _build(components.pack_kernel, arguments, PAIR=dtype in ("*fp16", "*bf16"), EDGE=edge, **wide)
+        for reach in (3,) if edge == 2 else (1, 2):
+            arguments = f"{trees} height i32 width i32 cells i32"
+            yield _build(components.merge_kernel, arguments, REACH=reach, EDGE=edge, BLOCK=components.MERGE, warps=1)
+        for option in (False, True):
+            arguments = f"{trees} sizes *i32 firsts *i32 {shape}"
+            yield _build(components.count_kernel, arguments, FIRSTS=option, EDGE=edge, **narrow)
+            arguments = f"{trees} numbers *i32 smallest i32 out {'*i32' if option else '*u8'} {shape}"
+            yield _build(components.paint_kernel, arguments, NUMBERS=option, EDGE=edge, **wide)
+    yield _build(components.flag_kernel, "sizes *i32 firsts *i32 flags *u8 cells i32", **wide)
+    arguments = "sizes *i32 firsts *i32 ranks *i32 sizes_by_label *i32 cells i32"
+    yield _build(components.number_kernel, arguments, **wide)
+    arguments = "labels *i32 lower *i32 upper *i32 sums *i64 height i32 width i32 voxels i32"
+    yield _build(components.table_kernel, arguments, **narrow)
+
+
 BUILDS: tuple[Build, ...] = (
+    *components_builds(),
     *(build for value in ("fp32", "bf16", "fp16") for build in _norm_builds(value)),
     *(_norm_combine(shares) for shares in (1, instance_norm_act_triton.SHARES)),
 )
