@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bench import augment, components, norm, read, resample
+from bench import augment, components, infer, norm, read, resample
 from bench.measure import report, save
 
 SUITES = {
@@ -13,6 +13,7 @@ SUITES = {
     "components": components.run,
     "norm": norm.run,
     "augment": augment.run,
+    "infer": infer.run,
 }
 
 

@@ -39,3 +39,9 @@ def real_data() -> Path:
     if not (folder / "open_ms").is_dir():
         pytest.skip(f"no real scans at {folder}; set STROKENET_TEST_DATA to their folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def float32_on_every_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests compare is of float32, also where `--precision auto` would find that the CPU computes in bfloat16."""
+    monkeypatch.setattr("strokenet.model.device.cpu_has_bf16", lambda: False)

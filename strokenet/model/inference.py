@@ -4,8 +4,8 @@
     numbers                 weights in the arithmetic's type once, not on every call; norms keep float32
     layout                  channels_last_3d on the CPU and on NVIDIA GPUs, where convolution and norm read rows of
                             channels; elsewhere torch's own
-    convolutions            on the CPU oneDNN's, always. Of one sample with few channels torch takes a plain one (T1 at
-                            128^3 for one), which for the first layer is 2.5 to 4 times slower, and of the other layout
+    convolutions            on the CPU oneDNN's, where it has them. Of one sample with few channels torch itself takes a
+                            plain loop (T1 at 128^3 for one): 2.5 to 4 times slower, and of the other layout
 
 Comes in: a UNet. Goes out: a module that answers like it. Training never sees this form.
 """
@@ -17,6 +17,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from strokenet.model.device import onednn_computes
 from strokenet.model.network import ConvBlock, UNet
 
 
@@ -36,7 +37,7 @@ class InferenceNetwork(nn.Module):
         for module in list(self.network.modules()):
             if isinstance(module, ConvBlock):
                 module.conv.bias = None
-                if device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+                if device.type == "cpu" and onednn_computes(dtype):
                     module.conv = OneDnnConvolution(module.conv)  # type: ignore[assignment]
         self.eval().requires_grad_(False)
 

@@ -157,3 +157,11 @@ def test_the_inference_form_takes_the_fast_norm(monkeypatch: pytest.MonkeyPatch)
     with torch.inference_mode():
         form(torch.zeros(1, 2, 16, 16, 16) + torch.randn(1))
     assert len(taken) == sum(isinstance(module, ConvBlock) for module in network.modules())
+
+
+def test_bfloat16_answers_as_float32_but_for_its_rounding(model: Model, case: Case) -> None:
+    """On any CPU: where it has no such arithmetic oneDNN emulates it, slowly and equally."""
+    exact, rounded = (predict_case(Engine(model, InferConfig(precision=p)), case) for p in ("fp32", "bf16"))
+    apart = np.abs(exact.probability - rounded.probability)
+    assert 1e-6 < apart.max() < 0.05
+    assert np.median(apart) < 0.005

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -471,3 +473,31 @@ def test_maps_of_a_model_with_other_labels_go_and_those_of_other_cases_stay(mode
         path.unlink()
     infer_folder(model, scans, out, DEFAULT)
     assert sorted(path.name for path in (out / "probabilities").iterdir()) == ["a_label9.nii.gz", "b_label1.nii.gz"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc, which Linux has")
+def test_a_hundred_cases_in_a_row_take_no_more_memory_than_twenty(model: Path, tmp_path: Path) -> None:
+    """In a process of its own, whose memory nothing else moves."""
+    for number in range(100):
+        write_case(tmp_path / "scans", f"p{number:03d}", number)
+    script = """
+import sys
+from pathlib import Path
+from strokenet.infer import infer as station
+from strokenet.infer.infer import InferConfig, infer_folder
+
+pages, real = [], station.predict_case
+def watching(*given):
+    pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
+    return real(*given)
+station.predict_case = watching
+model, scans, out = map(Path, sys.argv[1:])
+results = infer_folder(model, scans, out, InferConfig(device="cpu"))
+assert len(results) == 100 and all(result.status == "ok" for result in results)
+print(pages[20], pages[-1])
+"""
+    words = [sys.executable, "-c", script, str(model), str(tmp_path / "scans"), str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 0, done.stderr
+    early, late = (int(word) * os.sysconf("SC_PAGESIZE") / 2**20 for word in done.stdout.split())
+    assert late - early < 8, f"{early:.0f} MiB after 20 cases, {late:.0f} MiB after 100"
