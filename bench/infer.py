@@ -20,15 +20,20 @@ from pathlib import Path
 
 import torch
 
+from bench.ceilings import forward_flops, measure_ceilings
 from bench.measure import Measurement
 from bench.model import Pair, pair
 from bench.volume import stripped_head, write_volume
+from strokenet.data.case import read_case
 from strokenet.data.nifti import read_volume
 from strokenet.data.overlap import dice
+from strokenet.infer.sliding_window import tile_grid
+from strokenet.model.device import choose_device, choose_inference_dtype
+from strokenet.preprocess.preprocess import preprocess
+from strokenet.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 DICE, VOLUME, VOXELS = 0.995, 0.01, 10  # of ours with the peer's mask: at least, within, and of `exact` at most
-ROUNDS, MIRRORED_ROUNDS = 5, 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,17 +59,28 @@ def run() -> list[Measurement]:
         print(f"infer: not measured, nnU-Net is not at {_peers_folder()}; run tools/peers.sh or set STROKENET_PEERS")
         return []
     with tempfile.TemporaryDirectory() as folder:
-        measured = []
-        for case in _cases(Path(folder)):
-            for name, ours, rounds, limit in _WAYS:
-                measured.append(_compare(case, name, ours, rounds, limit, Path(folder)))
-        return measured
+        return [_compare(case, way, Path(folder)) for case in _cases(Path(folder)) for way in WAYS]
 
 
-_WAYS = (  # what, our options, rounds, whether our mask must be the peer's but for ties
-    ("no mirroring", ("--tta", "none"), ROUNDS, False),
-    ("no mirroring, float32, exact", ("--tta", "none", "--precision", "fp32", "--semantics", "exact"), ROUNDS, True),
-    ("full mirroring", ("--tta", "full"), MIRRORED_ROUNDS, False),
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to ask. exact: our mask must be the peer's but for ties. mirrors: forwards of a tile."""
+
+    name: str
+    options: tuple[str, ...]
+    mirrors: int = 1
+    exact: bool = False
+    rounds: int = 5
+
+
+WAYS = (
+    Way(name="no mirroring", options=("--tta", "none")),
+    Way(
+        name="no mirroring, float32, exact",
+        options=("--tta", "none", "--precision", "fp32", "--semantics", "exact"),
+        exact=True,
+    ),
+    Way(name="full mirroring", options=("--tta", "full"), mirrors=8, rounds=1),
 )
 
 
@@ -77,34 +93,51 @@ def _cases(folder: Path) -> list[Pair]:
     return [pair("drawn", {"T1": write_volume(folder / "drawn.nii.gz", stripped_head()[0])})]
 
 
-def _compare(case: Pair, name: str, options: Sequence[str], rounds: int, exact: bool, folder: Path) -> Measurement:
+def _compare(case: Pair, way: Way, folder: Path) -> Measurement:
     """A warm-up of each whose masks are compared, then both in turn."""
-    commands = {"strokenet infer": _ours(case, options, folder), "nnUNetv2_predict": _peers(case, name, folder)}
+    commands = {"strokenet infer": _ours(case, way, folder), "nnUNetv2_predict": _peers(case, way, folder)}
     for command in commands.values():
         ran(command)
-    said = _agreement(*(command.out for command in commands.values()), exact=exact)
+    answers = _agreement(*(command.out for command in commands.values()), exact=way.exact)
     runs: dict[str, list[Ran]] = {contender: [] for contender in commands}
-    for _ in range(rounds):
+    for _ in range(way.rounds):
         for contender, command in commands.items():
             runs[contender].append(ran(command))
-    peaks = ", ".join(f"{contender} {max(r.peak_gb for r in of):.2f} GB" for contender, of in runs.items())
-    times = {contender: tuple(1000 * r.seconds for r in of) for contender, of in runs.items()}
-    return Measurement(suite="infer", what=f"{case.name}, {name}; {said}; peak memory {peaks}", times_ms=times)
+    return Measurement(
+        suite="infer",
+        what=f"{case.name}, {way.name}",
+        times_ms={contender: tuple(1000 * r.seconds for r in of) for contender, of in runs.items()},
+        answers=answers,
+        floor_ms=1000 * _floor_seconds(case, way),
+        peaks_gb={contender: max(r.peak_gb for r in of) for contender, of in runs.items()},
+    )
 
 
-def _ours(case: Pair, options: Sequence[str], folder: Path) -> Command:
+def _floor_seconds(case: Pair, way: Way) -> float:
+    """What the convolutions of all tiles would take at the speed of a matrix product of the same type."""
+    plan = Workspace(case.imported).read_plan()
+    image = preprocess(read_case(case.name, dict(zip(plan.channels, case.images, strict=True))), plan).image
+    d, h, w = (max(size, edge) for size, edge in zip(image.shape[1:], plan.patch, strict=True))
+    forwards = way.mirrors * len(tile_grid((d, h, w), plan.patch))
+    device = choose_device("auto")
+    dtype = torch.float32 if way.exact else choose_inference_dtype("auto", device)
+    edge, copied = (8192, 2**33) if device.type == "cuda" else (2048, 2**28)
+    return forwards * forward_flops(plan) / measure_ceilings(dtype, device, edge=edge, copied=copied).flops
+
+
+def _ours(case: Pair, way: Way, folder: Path) -> Command:
     device = "auto" if torch.cuda.is_available() else "cpu"
     out = folder / "ours"
     words = (sys.executable, "-m", "strokenet", "infer", str(case.imported), str(case.images[0].parent), "-o", str(out))
-    return Command(words=(*words, "--device", device, *options), out=out / f"{case.name}.nii.gz", environment={})
+    return Command(words=(*words, "--device", device, *way.options), out=out / f"{case.name}.nii.gz", environment={})
 
 
-def _peers(case: Pair, name: str, folder: Path) -> Command:
+def _peers(case: Pair, way: Way, folder: Path) -> Command:
     program = peers()
     assert program is not None
     device, out = "cuda" if torch.cuda.is_available() else "cpu", folder / "peer"
     words = (str(program), "-i", str(case.images[0].parent), "-o", str(out), "-m", str(case.exported), "-f", "0")
-    mirroring = () if name == "full mirroring" else ("--disable_tta",)
+    mirroring = () if way.mirrors > 1 else ("--disable_tta",)
     places = {name: str(folder) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     return Command(

@@ -1,33 +1,39 @@
-"""Measuring: contenders in turn in one process, so that a noisy machine is noisy for all; medians and ratios.
+"""Measuring: contenders in turn in one process, so that a noisy machine is noisy for all.
 
-Comes in: name -> call. Goes out: a Measurement, printed as a table and kept as JSON with the machine it was made on.
+Comes in: name -> call. Goes out: a Measurement; table.py prints it and keeps it with the machine it was made on.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from strokenet import __version__
-
-RESULTS = Path(__file__).parent / "results"
+from strokenet.model.device import cpu_has_bf16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One comparison. times_ms: contender -> milliseconds of each repeat; the first contender is ours."""
+    """One comparison. times_ms: contender -> milliseconds of each repeat; the first contender is ours.
+
+    answers: how ours was compared with the peers' before anything was timed. floor_ms: what the arithmetic or the bytes
+    alone would take by the ceilings of this machine (ceilings.py). peaks_gb: contender -> memory at its peak.
+    """
 
     suite: str
     what: str
     times_ms: Mapping[str, tuple[float, ...]]
+    answers: str = ""
+    floor_ms: float | None = None
+    peaks_gb: Mapping[str, float] = field(default_factory=dict)
 
     def median_ms(self, name: str) -> float:
         """Median of a contender."""
@@ -75,6 +81,7 @@ def machine() -> dict[str, str]:
     return {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
+        "instructions": _instructions(),
         "torch threads": str(torch.get_num_threads()),
         "GPU": gpu,
         "python": platform.python_version(),
@@ -83,26 +90,17 @@ def machine() -> dict[str, str]:
     }
 
 
-def report(measurements: list[Measurement]) -> None:
-    """A table on stdout: the median of each contender, and how many times as long as ours it takes."""
-    print(", ".join(f"{name} {value}" for name, value in machine().items()))
-    for m in measurements:
-        ours = next(iter(m.times_ms))
-        print(f"\n{m.suite}: {m.what}")
-        for name, values in m.times_ms.items():
-            ratio = m.median_ms(name) / m.median_ms(ours)
-            scale, unit = (1, "ms") if m.median_ms(name) >= 1 else (1000, "us")
-            median, low, high = (scale * time for time in (m.median_ms(name), min(values), max(values)))
-            print(f"  {name:<34} {median:9.1f} {unit}   {low:9.1f} .. {high:.1f}   x {ratio:.2f}")
+def slug(of: Mapping[str, str]) -> str:
+    """The folder's name of a machine: its GPU, or its processor with cores and widest instructions."""
+    name = of["GPU"]
+    if name == "none":
+        name = f"{of['processor']} {of['cores']} cores {of.get('instructions', '')}"
+    return re.sub(r"[^a-z0-9]+", "-", name.casefold()).strip("-")
 
 
-def save(suite: str, measurements: list[Measurement], folder: Path = RESULTS) -> Path:
-    """Keeps a suite's measurements as bench/results/SUITE.DEVICE.json."""
-    device = "gpu" if torch.cuda.is_available() else "cpu"
-    path = folder / f"{suite}.{device}.json"
-    content = {"machine": machine(), "measurements": [asdict(m) for m in measurements]}
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
+def _instructions() -> str:
+    """The widest vectors that torch uses here, and bfloat16 where the processor computes in it."""
+    return torch.backends.cpu.get_cpu_capability() + (" bf16" if cpu_has_bf16() else "")
 
 
 def _processor() -> str:

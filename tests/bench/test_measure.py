@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from bench.__main__ import main
-from bench.measure import Measurement, in_turn, machine, report, save
+from bench.measure import Measurement, in_turn, machine
+from bench.table import report, save
 
 
 def test_contenders_run_in_turn_and_the_warm_up_is_not_counted() -> None:

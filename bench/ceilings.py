@@ -1,0 +1,60 @@
+"""Ceilings: the most arithmetic and the most bytes a second that this machine gives, measured before all else.
+
+A matrix product stands for arithmetic, a copy for memory. A row's floor is its work divided by them: no code of the
+same arithmetic can be faster, and the fraction of the floor says how much is left.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from planner.plan import Plan
+from strokenet.model.network import build_network
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ceilings:
+    """flops: operations a second of a product in the type asked for (a multiplication and an addition are two).
+
+    bytes: read and written a second by a copy.
+    """
+
+    flops: float
+    bytes: float
+
+
+def measure_ceilings(dtype: torch.dtype, device: torch.device, *, edge: int, copied: int, repeats: int = 5) -> Ceilings:
+    """The best of some repeats. edge: of the square matrices. copied: bytes of the tensor that is copied."""
+    a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
+    source = torch.ones(copied // 4, device=device)
+    target = torch.empty_like(source)
+    product = _shortest(lambda: torch.mm(a, b), repeats)
+    copy = _shortest(lambda: target.copy_(source), repeats)
+    return Ceilings(flops=2 * edge**3 / product, bytes=2 * copied / copy)
+
+
+def forward_flops(plan: Plan) -> int:
+    """Operations of the plan's network on one patch, without computing it."""
+    with torch.device("meta"):
+        network = build_network(plan).eval()
+        patch = torch.empty(1, len(plan.channels), *plan.patch)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(patch)
+    return int(counter.get_total_flops())
+
+
+def _shortest(call: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest of some calls, after one that does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times[1:])

@@ -1,0 +1,139 @@
+"""Tables: a suite's measurements on the screen, on the disk with their machine, and in the README.
+
+Comes in: Measurements. Goes out: bench/results/MACHINE/SUITE.json, SUITE.md and SUITE.png; and, from all of these, the
+README's section of numbers, which nobody writes by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from bench.measure import Measurement, machine, slug
+from strokenet.data.files import replacing, write_bytes, write_json
+
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).resolve().parents[1] / "README.md"
+BEGIN, END = "<!-- python -m bench --readme -->", "<!-- end of what it wrote -->"
+
+
+def report(measurements: Sequence[Measurement]) -> None:
+    """A table on stdout: the median of each contender, its spread, and how many times as long as ours it takes."""
+    print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    for m in measurements:
+        ours = next(iter(m.times_ms))
+        print(f"\n{m.suite}: {m.what}" + (f"; {m.answers}" if m.answers else ""))
+        for name, values in m.times_ms.items():
+            ratio = m.median_ms(name) / m.median_ms(ours)
+            scale, unit = (1, "ms") if m.median_ms(name) >= 1 else (1000, "us")
+            median, low, high = (scale * time for time in (m.median_ms(name), min(values), max(values)))
+            floor = f"   floor x {m.median_ms(name) / m.floor_ms:.2f}" if m.floor_ms else ""
+            peak = f"   {m.peaks_gb[name]:.2f} GB" if name in m.peaks_gb else ""
+            print(f"  {name:<34} {median:9.1f} {unit}   {low:9.1f} .. {high:.1f}   x {ratio:.2f}{floor}{peak}")
+
+
+def save(suite: str, measurements: Sequence[Measurement], folder: Path = RESULTS) -> Path:
+    """Keeps a suite's measurements under this machine's name: every repeat as JSON, a table and a picture."""
+    of = machine()
+    content = {"machine": of, "measurements": [asdict(m) for m in measurements]}
+    place = folder / slug(of) / f"{suite}.json"
+    write_json(place, content)
+    write_bytes(place.with_suffix(".md"), markdown({suite: content}).encode())
+    with replacing(place.with_suffix(".png")) as temporary:
+        picture(suite, content).savefig(temporary, dpi=120)
+    return place
+
+
+def markdown(suites: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line a comparison of one machine. suites: name -> the content of its JSON file."""
+    of = next(iter(suites.values()))["machine"]
+    head = ", ".join(f"{name} {value}" for name, value in of.items() if value != "none")
+    lines = [
+        head,
+        "",
+        "| what | strokenet | beside it | of the floor | answers | command |",
+        "|---|---|---|---|---|---|",
+    ]
+    for suite, content in suites.items():
+        lines += [_line(suite, row) for row in content["measurements"]]
+    return "\n".join(lines) + "\n"
+
+
+def picture(suite: str, content: Mapping[str, Any]) -> Figure:
+    """Bars: the median of every contender as a multiple of ours, a group a comparison, the spread as a line."""
+    rows = content["measurements"]
+    bars = [(row, name, times) for row in rows for name, times in row["times_ms"].items()]
+    figure = Figure(figsize=(9, 1 + 0.32 * (len(bars) + len(rows))), layout="constrained")
+    axes = figure.subplots()
+    at, ticks, names = 0.0, [], []
+    for row in rows:
+        ours = statistics.median(next(iter(row["times_ms"].values())))
+        axes.text(0, at, f" {row['what']}", va="center", fontsize=7)
+        for number, (name, times) in enumerate(row["times_ms"].items()):
+            at += 1
+            median = statistics.median(times)
+            axes.barh(at, median / ours, color="tab:blue" if number == 0 else "tab:gray")
+            axes.plot([min(times) / ours, max(times) / ours], [at, at], color="black", linewidth=1)
+            ticks.append(at)
+            names.append(f"{name}, {_time(median)}")
+        at += 1
+    axes.set_yticks(ticks, names, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("times as long as strokenet (median, shortest to longest)")
+    axes.set_title(f"{suite}: {content['machine']['processor']}, GPU {content['machine']['GPU']}", fontsize=9)
+    return figure
+
+
+def readme_section(suites: Mapping[str, Sequence[str]], folder: Path = RESULTS) -> str:
+    """The tables of every machine in `folder`, and what was measured on none.
+
+    suites: name -> "CPU", "GPU" or both, where it says something.
+    """
+    parts, seen = [], set()
+    for place in sorted(path for path in folder.iterdir() if path.is_dir()):
+        found = {path.stem: json.loads(path.read_text()) for path in sorted(place.glob("*.json"))}
+        if found:
+            kind = "CPU" if next(iter(found.values()))["machine"]["GPU"] == "none" else "GPU"
+            seen |= {(suite, kind) for suite in found}
+            parts.append(markdown(found))
+    missing = [
+        f"`{suite}` on a {kind}" for suite, kinds in suites.items() for kind in kinds if (suite, kind) not in seen
+    ]
+    if missing:
+        parts.append(f"Not yet measured: {', '.join(missing)}.\n")
+    return "\n".join(parts)
+
+
+def write_readme(suites: Mapping[str, Sequence[str]], readme: Path = README, folder: Path = RESULTS) -> None:
+    """Puts the section in its place.
+
+    Raises:
+        ValueError: the README has not one place for it.
+    """
+    text = readme.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{readme}: one line {BEGIN} and one line {END} are needed")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    write_bytes(readme, f"{before}{BEGIN}\n{readme_section(suites, folder)}{END}{after}".encode())
+
+
+def _line(suite: str, row: Mapping[str, Any]) -> str:
+    (_, ours), *peers = ((name, statistics.median(times)) for name, times in row["times_ms"].items())
+    beside = "; ".join(f"{name} {_time(median)} (x {median / ours:.2f})" for name, median in peers)
+    floor = f"{row['floor_ms'] / ours:.0%}" if row.get("floor_ms") else ""
+    peaks = ", ".join(f"{name} {gb:.2f} GB" for name, gb in row.get("peaks_gb", {}).items())
+    answers = "; ".join(words for words in (row.get("answers", ""), peaks) if words)
+    cells = (f"{suite}: {row['what']}", _time(ours), beside, floor, answers, f"`python -m bench {suite}`")
+    return f"| {' | '.join(cells)} |"
+
+
+def _time(ms: float) -> str:
+    """Three digits: 31.5 us, 41.0 ms, 26.3 s."""
+    value, unit = (1000 * ms, "us") if ms < 1 else (ms, "ms") if ms < 10_000 else (ms / 1000, "s")
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"

@@ -1,0 +1,74 @@
+"""What is kept of a run, and the README's section, which is what the kept files say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import SUITES
+from bench.measure import Measurement, machine, slug
+from bench.table import BEGIN, END, README, markdown, readme_section, report, save, write_readme
+
+MEASURED = Measurement(
+    suite="x",
+    what="a brain",
+    times_ms={"strokenet": (10.0, 12.0, 11.0), "peer": (33.0,)},
+    answers="equal",
+    floor_ms=5.5,
+    peaks_gb={"strokenet": 1.5},
+)
+
+
+def test_the_readme_says_what_the_kept_files_say() -> None:
+    section = README.read_text().split(BEGIN)[1].split(END)[0]
+    assert section.strip() == readme_section({name: suite.kinds for name, suite in SUITES.items()}).strip()
+
+
+def test_a_suite_is_kept_under_its_machine_as_numbers_a_table_and_a_picture(tmp_path: Path) -> None:
+    path = save("x", [MEASURED], tmp_path)
+    assert path == tmp_path / slug(machine()) / "x.json"
+    assert json.loads(path.read_text())["measurements"][0]["times_ms"]["strokenet"] == [10.0, 12.0, 11.0]
+    assert "| x: a brain | 11 ms | peer 33 ms (x 3.00) | 50% | equal; strokenet 1.50 GB |" in path.with_suffix(
+        ".md"
+    ).read_text()
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    save("x", [MEASURED], tmp_path)
+    kind, other = ("GPU", "CPU") if machine()["GPU"] != "none" else ("CPU", "GPU")
+    section = readme_section({"x": ("CPU", "GPU"), "y": (kind,)}, tmp_path)
+    assert f"Not yet measured: `x` on a {other}, `y` on a {kind}." in section
+    assert "Not yet" not in readme_section({"x": (kind,)}, tmp_path)
+
+
+def test_the_section_takes_its_place_and_nothing_else(tmp_path: Path) -> None:
+    save("x", [MEASURED], tmp_path / "results")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_readme({"x": ()}, readme, tmp_path / "results")
+    text = readme.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    assert "a brain" in text
+    readme.write_text("no place")
+    with pytest.raises(ValueError, match="one line"):
+        write_readme({"x": ()}, readme, tmp_path / "results")
+    assert readme.read_text() == "no place"
+
+
+def test_report_prints_floor_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    report([MEASURED])
+    shown = capsys.readouterr().out
+    assert "x: a brain; equal" in shown
+    assert "floor x 2.00   1.50 GB" in shown
+
+
+def test_a_machine_is_named_by_its_gpu_or_its_processor() -> None:
+    cpu = {"GPU": "none", "processor": "AMD EPYC", "cores": "2", "instructions": "AVX512 bf16"}
+    assert slug(cpu) == "amd-epyc-2-cores-avx512-bf16"
+    assert slug(cpu | {"GPU": "NVIDIA H200"}) == "nvidia-h200"
+    assert "processor AMD EPYC" in markdown({"x": {"machine": cpu, "measurements": []}})
