@@ -30,9 +30,10 @@ def test_a_suite_is_kept_under_its_machine_as_numbers_a_table_and_a_picture(tmp_
     path = save("x", [MEASURED], tmp_path)
     assert path == tmp_path / slug(machine()) / "x.json"
     assert json.loads(path.read_text())["measurements"][0]["times_ms"]["strokenet"] == [10.0, 12.0, 11.0]
-    assert "| x: a brain | 11 ms | peer 33 ms (x 3.00) | 50% | equal; strokenet 1.50 GB |" in path.with_suffix(
-        ".md"
-    ).read_text()
+    assert (
+        "| x: a brain | 11 ms | peer 33 ms (x 3.00) | 50% | equal; strokenet 1.50 GB |"
+        in path.with_suffix(".md").read_text()
+    )
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
