@@ -378,14 +378,14 @@ def infer(
     """Segment the scans of INPUT_DIR (CASE_0000.nii.gz ...), or one case given by --t1, --flair, --channel."""
     from strokenet.console import tracking
     from strokenet.infer.infer import InferConfig, infer_folder, infer_one
-    from strokenet.infer.shard import shard_from_words
+    from strokenet.infer.shard import launched_shard, shard_from_words
     from strokenet.infer.validation import infer_validation
     from strokenet.report import show_inference
 
     numbers = tuple(folds.split(",")) if folds else None
-    part = shard_from_words(shard) if shard else None
-    config = InferConfig(folds=numbers, postprocess=not no_postprocess, shard=part, **options)
     files = _channel_files(t1, flair, channels)
+    part = shard_from_words(shard) if shard else None if files else launched_shard()
+    config = InferConfig(folds=numbers, postprocess=not no_postprocess, shard=part, **options)
     if bool(files) + validation + (input_dir is not None) != 1:
         raise click.UsageError("give one of INPUT_DIR, --validation, or one case by --t1, --flair, --channel")
     with tracking(_start(verbose)) as track:
@@ -396,7 +396,8 @@ def infer(
         else:
             results = infer_one(model, files, out, config, track, case_id)
     show_inference(results, out, as_json=as_json)
-    sys.exit(_exit_code(sum(r.status == "ok" for r in results), len(results)) if results else 0)
+    bad = sum(r.status == "failed" for r in results)
+    sys.exit(0 if part and part.of == "torchrun" else _exit_code(len(results) - bad, len(results)) if results else 0)
 
 
 @cli.command()

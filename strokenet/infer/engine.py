@@ -5,12 +5,15 @@ Comes in: a Model and an InferConfig. Goes out: logits of preprocessed images. T
 
 Where memory runs out the engine steps down a ladder, says so, stays there for the cases to come, and computes the same
 image again: fewer tiles at a time, then sums in the machine's memory, then everything on the CPU. The same sums are
-made on every rung; what differs is the order of a convolution's own additions.
+made on every rung; what differs is the order of a convolution's own additions, and on the CPU its arithmetic, where
+that of the GPU would be slow there.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -65,8 +68,7 @@ class Engine:
         self.model, self.config = model, config
         self.rules = window_rules(model.plan, config)
         self.rungs = rungs or ladder(device)
-        self._dtype = arithmetic(config, self.rules, device)
-        self._networks = tuple(InferenceNetwork(network, self._dtype, device) for network in model.networks)
+        self._networks = self._forms(arithmetic(config, self.rules, device), device)
 
     @property
     def rung(self) -> Rung:
@@ -77,20 +79,20 @@ class Engine:
         """What the networks say of a preprocessed image: (C, D, H, W) float32 -> (K, D, H, W), as predict_logits.
 
         Raises:
-            torch.OutOfMemoryError: on the last rung.
+            RuntimeError: memory ran out on the last rung (torch.OutOfMemoryError is one).
         """
         while True:
             try:
                 return self._on_rung(image, track)
-            except torch.OutOfMemoryError as error:
-                if len(self.rungs) == 1:
+            except (RuntimeError, MemoryError) as error:
+                if len(self.rungs) == 1 or not is_out_of_memory(error):
                     raise
                 failed = error.with_traceback(None)  # its frames hold the tensors that are in the way
             self._step_down(failed)
 
     def _on_rung(self, image: Tensor, track: Track) -> Tensor:
         plan, rung = self.model.plan, self.rung
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # the patch never changes: the search pays
+        with _searching():
             return predict_logits(
                 self._networks,
                 image,
@@ -104,10 +106,37 @@ class Engine:
             )
 
     def _step_down(self, error: Exception) -> None:
-        leaving, self.rungs = self.rung, self.rungs[1:]
-        _log.warning("memory ran out (%s); goes on %s", str(error).split(".")[0] or type(error).__name__, self.rung)
+        rung = self.rungs[1]
+        _log.warning("memory ran out (%s); goes on %s", str(error).split(".")[0] or type(error).__name__, rung)
+        if rung.device != self.rung.device:
+            self._networks = ()  # first, to make room
+            self._networks = self._forms(_dtype_on(rung.device, self.config, self.rules.exact), rung.device)
+        self.rungs = self.rungs[1:]
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if self.rung.device != leaving.device:
-            dtype = self._dtype if self._dtype == torch.float32 else choose_inference_dtype("auto", self.rung.device)
-            self._networks = tuple(InferenceNetwork(n, dtype, self.rung.device) for n in self.model.networks)
+
+    def _forms(self, dtype: torch.dtype, device: torch.device) -> tuple[InferenceNetwork, ...]:
+        return tuple(InferenceNetwork(network, dtype, device) for network in self.model.networks)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or its library says that its memory is full; several say so in words alone."""
+    words = str(error).casefold()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "alloc_failed" in words
+
+
+def _dtype_on(device: torch.device, config: InferConfig, exact: bool) -> torch.dtype:
+    """The arithmetic of a model that comes to the CPU from a GPU: float32 where less was no wish of speed alone."""
+    if exact or config.precision in ("fp32", "fp16"):
+        return torch.float32
+    return choose_inference_dtype(config.precision, device)
+
+
+@contextmanager
+def _searching() -> Iterator[None]:
+    """cuDNN looks for its fastest convolution: the patch never changes, so the search pays. Its other flags stay."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +35,7 @@ from strokenet.infer.manifest import FOLDER, FileState, finished_row, recipe, st
 from strokenet.infer.outputs import (
     check_names,
     check_outputs,
+    foreign_file,
     prepared_record,
     record_of,
     remove_maps_of_other_labels,
@@ -48,10 +49,10 @@ from strokenet.infer.result import (
     Results,
     failed,
     kept,
+    left_alone,
     not_reached,
     used_channels,
 )
-from strokenet.infer.shard import launched_shard
 from strokenet.model.checkpoint import Model, load_model, trained_dropout
 from strokenet.model.device import choose_device
 from strokenet.prepare.record import to_native
@@ -68,39 +69,40 @@ def infer(
 ) -> tuple[CaseResult, ...]:
     """Segments every case of this process's share and writes masks, manifests and results.json.
 
-    Finished cases are left as they are. What earlier runs left under the names of the others is removed first, and
-    results.json is up to date after every case, or in the end where several processes share the cases: a run that ends
-    in any way leaves only masks that the scans, the model and the settings make, and says what it did not reach.
+    Finished cases are left as they are, and so are files that someone has changed. What earlier runs left under the
+    names of the others is removed first, and results.json follows the cases, or is written in the end where several
+    processes share them: a run that ends in any way leaves only masks that the scans, the model and the settings make,
+    and says what it did not reach (of a share: by having no row).
 
     Returns:
         a row a case of this share, in the order of the inputs.
 
     Raises:
         InputError: the model cannot be used, `out` cannot be written, or an output would replace an input or a file
-            that someone has changed. A bad case does not raise.
+            of a case that no run knows. A bad case does not raise.
     """
     check_names(inputs)
     own = config.shard.share(inputs) if config.shard else tuple(inputs)
+    if config.shard:
+        _log.info("part %s, as %s says: %d of %d cases", config.shard, config.shard.of, len(own), len(inputs))
     device = choose_device(config.device, local=config.shard.local if config.shard else 0)
     model = load_model(model_root, folds=config.folds, device=device)
     mirror_axes(model.plan, config.tta)  # this line and the next: what they refuse, before a case is computed
     mask_rule(model.plan, config)
-    check_outputs(own, out, model.plan, recompute=config.recompute)
+    check_outputs(own, out, model.plan)
     if config.native and own:
         require_records(own, config.native_scan)
     made_by = recipe(model, _settings(model, config))
-    done = {} if config.recompute else _finished(out, own, made_by, config)
+    done = {} if config.recompute else _done(out, own, made_by, config, model.plan)
     left = tuple(files for files in own if files.case_id not in done)
     results = Results(out, model, own, done, shared=config.shard is not None)
-    _clear(out, left, model.plan)
+    _clear(out, left, model.plan, results)
     try:
-        results.start()
         if left:
-            _run(_Job(engine=Engine(model, config), out=out, made_by=made_by, track=track), left, results.add)
+            _run(_Job(engine=Engine(model, config), out=out, made_by=made_by, track=track), left, results)
     finally:
-        for files in left:
-            if files.case_id not in results.rows:
-                remove_outputs(out, files.case_id, model.plan)  # an interruption between writing and reporting
+        for case_id in results.begun - results.rows.keys():
+            remove_outputs(out, case_id, model.plan)  # an interruption between writing and reporting
         results.finish()
     return tuple(results.rows[files.case_id] for files in own)
 
@@ -108,15 +110,11 @@ def infer(
 def infer_folder(
     model_root: Path, folder: Path, out: Path, config: InferConfig, track: Track = silent
 ) -> tuple[CaseResult, ...]:
-    """`infer` on a folder that holds CASE_0000.nii.gz ... (or .nii), as nnU-Net's imagesTs.
-
-    Started by torchrun or srun, each process takes its share (shard.py).
-    """
+    """`infer` on a folder that holds CASE_0000.nii.gz ... (or .nii), as nnU-Net's imagesTs."""
     plan = Workspace(model_root).read_plan()
     if out.resolve() == folder.resolve():
         raise InputError(f"{out}: holds the scans; give another folder for the masks with -o")
     subsets = trained_dropout(model_root, config.folds) > 0
-    config = replace(config, shard=config.shard or launched_shard())
     return infer(model_root, input_cases(folder, plan.channels, subsets=subsets), out, config, track)
 
 
@@ -171,16 +169,27 @@ def _settings(model: Model, config: InferConfig) -> dict[str, object]:
     return named | {"arithmetic": str(arithmetic(config, window_rules(model.plan, config), device))}
 
 
-def _finished(out: Path, inputs: Sequence[CaseFiles], made_by: str, config: InferConfig) -> dict[str, CaseResult]:
-    """The cases that need not be computed again, by name."""
-    rows = {files.case_id: finished_row(out, files.case_id, _scans(config, files), made_by) for files in inputs}
-    found = {case: kept(row) for case, row in rows.items() if row is not None}
-    if found:
-        _log.info("%d of %d cases are finished, and nothing of theirs has changed", len(found), len(inputs))
-    return found
+def _done(
+    out: Path, inputs: Sequence[CaseFiles], made_by: str, config: InferConfig, plan: Plan
+) -> dict[str, CaseResult]:
+    """The cases that are not to be computed, by name: finished ones, and those with a file of someone's own."""
+    rows: dict[str, CaseResult] = {}
+    for files in inputs:
+        case_id, channels = files.case_id, used_channels(files, plan)
+        finished = finished_row(out, case_id, _scans(config, files), channels, made_by)
+        foreign = foreign_file(out, case_id, plan) if finished is None else None
+        row = kept(finished) if finished else left_alone(files, plan, foreign) if foreign else None
+        if row is not None:
+            rows[case_id] = row
+        if row is not None and row.error:
+            _log.warning("%s: %s", case_id, row.error)
+    finished_count = sum(row.kept for row in rows.values())
+    if finished_count:
+        _log.info("%d of %d cases are finished, and nothing of theirs has changed", finished_count, len(inputs))
+    return rows
 
 
-def _clear(out: Path, inputs: Sequence[CaseFiles], plan: Plan) -> None:
+def _clear(out: Path, inputs: Sequence[CaseFiles], plan: Plan, results: Results) -> None:
     """Nothing of an earlier run stays; and whether `out` can be written is known before the first case."""
     try:
         with replacing(out / FOLDER / "writable", durable=False) as trial:
@@ -189,11 +198,12 @@ def _clear(out: Path, inputs: Sequence[CaseFiles], plan: Plan) -> None:
         for files in inputs:
             remove_outputs(out, files.case_id, plan)
         remove_maps_of_other_labels(out, inputs)
+        results.start()
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another -o") from None
 
 
-def _run(job: _Job, inputs: Sequence[CaseFiles], report: Callable[[CaseResult], None]) -> None:
+def _run(job: _Job, inputs: Sequence[CaseFiles], results: Results) -> None:
     """Every case in order; the next one is read and the last one written by threads meanwhile."""
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         reads = [reader.submit(_read, job, files) for files in inputs[:1]]
@@ -204,15 +214,16 @@ def _run(job: _Job, inputs: Sequence[CaseFiles], report: Callable[[CaseResult], 
             ):
                 if following:
                     reads.append(reader.submit(_read, job, following))
+                results.begun.add(files.case_id)
                 result, write = _one(job, files, reads.pop(0), writer)
                 if pending:
-                    report(_written(job, *pending))
+                    results.add(_written(job, *pending))
                 pending = (result, write) if write else None
                 if not write:
-                    report(_recorded(job, result))
+                    results.add(_recorded(job, result))
         finally:
             if pending:
-                report(_written(job, *pending))
+                results.add(_written(job, *pending))
 
 
 def _one(
@@ -254,7 +265,7 @@ def _write(
 ) -> None:
     """The case's files, and last its manifest. Before them one without files: whose they are is never in doubt."""
     plan = job.model.plan
-    write_manifest(job.out, asdict(not_reached(scanned.files, plan)))
+    write_manifest(job.out, asdict(not_reached(scanned.files, plan)), begun=True)
     maps = prediction.probability if job.config.probabilities else None
     written = write_outputs(job.out, scanned.case, prediction.mask, maps, plan, native)
     write_manifest(job.out, asdict(result), made_by=job.made_by, scans=scanned.states, files=written)
@@ -276,8 +287,8 @@ def _written(job: _Job, result: CaseResult, write: Future[None]) -> CaseResult:
     except Exception as error:
         with suppress(OSError):
             remove_outputs(job.out, result.case, job.model.plan)
-        failed = replace(result, status="failed", error=_failure(result.case, error), agreement=None)
-        return _recorded(job, replace(failed, lesion_volume_ml=None, lesion_count=None))
+        lost = replace(result, status="failed", error=_failure(result.case, error), agreement=None)
+        return _recorded(job, replace(lost, lesion_volume_ml=None, lesion_count=None))
     return result
 
 

@@ -4,7 +4,7 @@ A run goes on where another one ended, on one machine or on many. A case is fini
 that are there now, this model and these settings, and its files are still what was written. Each process writes the
 manifests of its own cases alone, so that many may fill one folder; results.json is gathered from all of them.
 
-A scan or a file is the same when its size and its time of change are, or else its sha256.
+A scan or a file is the same when its name, its size and its time of change are, or else its sha256.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ def state_of(path: Path) -> FileState:
 
 
 def is_same(path: Path, known: FileState) -> bool:
-    """Whether the file is still as it was; its content is read only where its time of change is another."""
+    """Whether the file is still as it was; its content is read only where its name or time is another."""
     try:
         size, changed_ns = _status(path)
-        return size == known.bytes and (changed_ns == known.changed_ns or file_sha256(path) == known.sha256)
+        untouched = (path.name, changed_ns) == (known.name, known.changed_ns)
+        return size == known.bytes and (untouched or file_sha256(path) == known.sha256)
     except InputError:
         return False
 
@@ -77,16 +78,19 @@ def write_manifest(
     made_by: str = "",
     scans: Sequence[FileState] = (),
     files: Iterable[Path] = (),
+    begun: bool = False,
 ) -> None:
     """Writes what a case was made from, and its row of results.json.
 
     Args:
         made_by: its recipe; with scans and files of a case that has masks. files: below `out`, written already.
+        begun: files of the case are about to be written; should that be cut off, what lies there is ours.
     """
-    written = {str(path.relative_to(out)): asdict(state_of(path)) for path in files}
+    written = {path.relative_to(out).as_posix(): asdict(state_of(path)) for path in files}
     content = {
         "format": FORMAT,
         "row": dict(row),
+        "begun": begun,
         "made_by": made_by,
         "scans": [asdict(scan) for scan in scans],
         "files": written,
@@ -94,10 +98,10 @@ def write_manifest(
     write_json(manifest_path(out, str(row["case"])), content)
 
 
-def manifests(out: Path) -> dict[str, dict[str, Any]]:
-    """The row of every case that has a readable manifest in `out`, by case."""
-    found = (read_manifest(out, path.stem) for path in sorted((out / FOLDER).glob("*.json")))
-    return {content["row"]["case"]: content["row"] for content in found if content is not None}
+def manifests(out: Path) -> list[dict[str, Any]]:
+    """The row of every case that has a readable manifest in `out`."""
+    found = (read_manifest(out, path.stem) for path in sorted((out / FOLDER).glob("[!.]*.json")))
+    return [content["row"] for content in found if content is not None]
 
 
 def read_manifest(out: Path, case_id: str) -> dict[str, Any] | None:
@@ -112,7 +116,9 @@ def read_manifest(out: Path, case_id: str) -> dict[str, Any] | None:
     return content if isinstance(row, dict) and row.get("case") == case_id else None
 
 
-def finished_row(out: Path, case_id: str, images: Sequence[Path], made_by: str) -> dict[str, Any] | None:
+def finished_row(
+    out: Path, case_id: str, images: Sequence[Path], channels: Sequence[str], made_by: str
+) -> dict[str, Any] | None:
     """The row of a case that need not be computed again; None: it must be."""
     content = read_manifest(out, case_id)
     if content is None or content.get("made_by") != made_by or content["row"].get("status") != "ok":
@@ -120,25 +126,23 @@ def finished_row(out: Path, case_id: str, images: Sequence[Path], made_by: str) 
     try:
         scans = [FileState(**scan) for scan in content["scans"]]
         files = {out / name: FileState(**state) for name, state in content["files"].items()}
+        same_channels = content["row"]["channels"] == list(channels)
     except (KeyError, TypeError, AttributeError):
         return None
-    same_scans = len(scans) == len(images) and all(map(is_same, images, scans))
+    same_scans = same_channels and len(scans) == len(images) and all(map(is_same, images, scans))
     same_files = bool(files) and all(is_same(path, state) for path, state in files.items())
     return content["row"] if same_scans and same_files else None
 
 
-def changed_file(out: Path, case_id: str) -> Path | None:
-    """A file of the case that someone has changed since we wrote it; None where there is none, or no manifest."""
+def is_ours(out: Path, case_id: str, path: Path) -> bool:
+    """Whether a file of the case is what a run of ours has written, or what is left of one that was cut off."""
     content = read_manifest(out, case_id)
-    files: Any = content.get("files") if content else None
-    for name, state in files.items() if isinstance(files, dict) else ():
-        try:
-            known = FileState(**state)
-        except TypeError:
-            continue
-        if (out / name).exists() and not is_same(out / name, known):
-            return Path(out / str(name))
-    return None
+    if content is None or content.get("begun") is True:
+        return content is not None
+    try:
+        return is_same(path, FileState(**content["files"][path.relative_to(out).as_posix()]))
+    except (KeyError, TypeError):
+        return False
 
 
 def _status(path: Path) -> tuple[int, int]:

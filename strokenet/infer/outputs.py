@@ -27,7 +27,7 @@ from strokenet.data.errors import InputError
 from strokenet.data.files import read_json, safe_name
 from strokenet.data.header import Header
 from strokenet.data.nifti import write_mask, write_probability
-from strokenet.infer.manifest import changed_file, manifest_path, manifests
+from strokenet.infer.manifest import is_ours, manifest_path, manifests
 from strokenet.prepare.itk import sitk
 from strokenet.prepare.record import native_name, read_record, record_path
 
@@ -52,8 +52,10 @@ def earlier_rows(out: Path) -> dict[str, dict[str, Any]]:
     except (InputError, OSError):
         content = None
     rows = content.get("cases") if isinstance(content, dict) else None
-    named = [row for row in rows if isinstance(row, dict) and isinstance(row.get("case"), str)] if rows else []
-    return {row["case"]: row for row in named} | manifests(out)
+    every = [*(rows if isinstance(rows, list) else ()), *manifests(out)]
+    rows = [row for row in every if isinstance(row, dict)]
+    named = [row for row in rows if isinstance(row.get("case"), str) and isinstance(row.get("status"), str)]
+    return {row["case"]: row for row in named}
 
 
 def check_names(inputs: Sequence[CaseFiles]) -> None:
@@ -72,15 +74,11 @@ def check_names(inputs: Sequence[CaseFiles]) -> None:
         raise InputError(f"case {name}: {times} cases have this name (small and capital letters count as one); rename")
 
 
-def check_outputs(inputs: Sequence[CaseFiles], out: Path, plan: Plan, *, recompute: bool = False) -> None:
-    """Refuses a run that would replace a file that no run of ours left there, or left otherwise.
-
-    Args:
-        recompute: a mask that someone has changed since may go.
+def check_outputs(inputs: Sequence[CaseFiles], out: Path, plan: Plan) -> None:
+    """Refuses a run that would replace an input, or a file of a case that no run of ours knows.
 
     Raises:
-        InputError: an output that is an input, a file under an output's name whose case nothing in `out` names, or one
-            that is not what was written.
+        InputError: an output that is an input, or a file under an output's name whose case nothing in `out` names.
     """
     images = {_identity(image): image for files in inputs for image in files.images if image.exists()}
     ours = earlier_rows(out)
@@ -90,9 +88,16 @@ def check_outputs(inputs: Sequence[CaseFiles], out: Path, plan: Plan, *, recompu
                 raise InputError(f"{images[_identity(path)]}: the output would replace this input; choose another -o")
             if path.exists() and files.case_id not in ours:
                 raise InputError(f"{path}: is there, and {RESULTS} beside it names no such case; choose another -o")
-        changed = None if recompute else changed_file(out, files.case_id)
-        if changed is not None:
-            raise InputError(f"{changed}: was changed after it was written; move it, or --recompute to replace it")
+
+
+def foreign_file(out: Path, case_id: str, plan: Plan) -> Path | None:
+    """A file under the name of an output that is not as a run of ours has left it: someone's work; None: there is none.
+
+    A mask that an expert has corrected, or drawn where a case had failed; and all of an older version's, which kept no
+    manifests and cannot tell.
+    """
+    there = (path for path in output_files(out, case_id, plan).values() if path.exists())
+    return next((path for path in there if not is_ours(out, case_id, path)), None)
 
 
 def remove_outputs(out: Path, case_id: str, plan: Plan) -> None:

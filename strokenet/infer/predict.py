@@ -85,7 +85,8 @@ def predict_case(engine: Engine, case: Case, track: Track = silent) -> Predictio
     _announce_memory(case, plan)
     prepared = preprocess(completed(case, engine.model), plan)
     answer = engine.logits(torch.from_numpy(prepared.image), track)
-    if not torch.isfinite(answer).all():  # NaN is above no threshold: the mask would be empty and look like an answer
+    # NaN is above no threshold: the mask would be empty and look like an answer
+    if not all(torch.isfinite(part).all() for part in answer):
         raise InputError(f"{case.case_id}: the network's answer holds NaN or infinity; try --precision fp32")
     rule = mask_rule(plan, config)
     scores, probability = _on_scan(answer.cpu().numpy(), engine.rules, plan, prepared.origin)

@@ -24,6 +24,7 @@ from strokenet.infer.outputs import MASK, RESULTS, earlier_rows, output_files
 from strokenet.model.checkpoint import Model
 
 _log = logging.getLogger("strokenet")
+READINGS = 5  # of the manifests, at most: who writes one later also writes results.json later
 SHORT_S = 0.05  # a write of results.json that takes less is never left out
 
 
@@ -58,10 +59,19 @@ def not_reached(files: CaseFiles, plan: Plan) -> CaseResult:
     return _without_mask(files, plan, "skipped", "not reached, the run was ended", 0.0)
 
 
-def kept(row: Mapping[str, Any]) -> CaseResult:
-    """The row of a finished case, from its manifest."""
-    fields = {**row, "channels": tuple(row["channels"]), "folds": tuple(row["folds"]), "kept": True}
-    return CaseResult(**(fields | {"agreement": agreement_from(row["agreement"])}))
+def left_alone(files: CaseFiles, plan: Plan, path: Path) -> CaseResult:
+    """The row of a case with a file of someone's own."""
+    why = f"{path.name} is not as a run left it, so it stays; move it, or --recompute to replace it"
+    return _without_mask(files, plan, "skipped", why, 0.0)
+
+
+def kept(row: Mapping[str, Any]) -> CaseResult | None:
+    """The row of a finished case, from its manifest; None where it lacks something."""
+    try:
+        fields = {**row, "channels": tuple(row["channels"]), "folds": tuple(row["folds"]), "kept": True}
+        return CaseResult(**(fields | {"agreement": agreement_from(row["agreement"])}))
+    except (KeyError, TypeError):
+        return None
 
 
 def used_channels(files: CaseFiles, plan: Plan) -> tuple[str, ...]:
@@ -80,14 +90,16 @@ class Results:
     """The rows of a run as they come, and results.json that follows them.
 
     One process writes it after every case, though never for more than a twentieth of its time: of ten thousand cases
-    it is megabytes. Processes that share a folder write it at their end, from the manifests of all.
+    it is megabytes. Processes that share a folder write it at their end, from the manifests of all. One that has read
+    too early, while another wrote its last, sees so after its own write, and reads again.
     """
 
     def __init__(
         self, out: Path, model: Model, inputs: Sequence[CaseFiles], rows: Mapping[str, CaseResult], *, shared: bool
     ) -> None:
-        """inputs: of this process. rows: of those that are finished. Raises InputError where `out` is unwritable."""
+        """inputs: of this process. rows: of those that are finished, or left alone."""
         self.rows = dict(rows)
+        self.begun: set[str] = set()
         self._out, self._model, self._inputs, self._shared = out, model, inputs, shared
         self._others = other_rows(out, inputs, model.plan)
         self._rested, self._took = 0.0, 0.0
@@ -111,11 +123,12 @@ class Results:
         if not self._shared:
             self._write()
             return
-        before = None  # the last of several writers may have read too early: it sees so afterwards, and reads again
-        while (now := _stamps(self._out)) != before:
-            before = now
+        for _ in range(READINGS):
+            before = _stamps(self._out)
             rows = sorted(other_rows(self._out, (), self._model.plan), key=lambda row: str(row["case"]))
             _write_results(self._out, self._model, rows)
+            if _stamps(self._out) == before:
+                return
 
     def _write(self) -> None:
         began = time.monotonic()
@@ -142,7 +155,7 @@ def _without_mask(
 def _stamps(out: Path) -> dict[str, int]:
     """When each manifest was changed, ns."""
     stamps = {}
-    for path in (out / FOLDER).glob("*.json"):
+    for path in (out / FOLDER).glob("[!.]*.json"):
         with suppress(FileNotFoundError):
             stamps[path.name] = path.stat().st_mtime_ns
     return stamps

@@ -13,7 +13,6 @@ from pathlib import Path
 from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
 from strokenet.infer.infer import CaseResult, InferConfig, infer
-from strokenet.infer.shard import launched_shard
 from strokenet.workspace import Workspace
 
 
@@ -36,7 +35,6 @@ def infer_validation(root: Path, out: Path, config: InferConfig, track: Track = 
             f"{root}: --validation needs trained folds with validation cases, not {', '.join(wanted) or 'none'}; "
             f"there are {', '.join(known) or 'none'}, run `strokenet train {root} --fold 0`"
         )
-    config = replace(config, shard=config.shard or launched_shard())
     results: list[CaseResult] = []
     for fold in wanted:
         cases = tuple(files[case_id] for case_id in known[fold].val if case_id in files)

@@ -28,18 +28,24 @@ class InferenceNetwork(nn.Module):
         super().__init__()
         self.heads, self.dtype = network.heads, dtype
         self.layout = torch.channels_last_3d if device.type in ("cpu", "cuda") else torch.contiguous_format
-        self.network = copy.deepcopy(network).to(device, dtype)
-        for module in list(self.network.modules()):
-            if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
-                module.weight.data = module.weight.data.contiguous(memory_format=self.layout)
-            elif isinstance(module, nn.InstanceNorm3d):
-                module.float()
+        converted = {
+            id(parameter): nn.Parameter(self._converted(module, parameter, device), requires_grad=False)
+            for module in network.modules()
+            for parameter in module.parameters(recurse=False)
+        }
+        self.network = copy.deepcopy(network, converted)  # not a parameter is copied where it is: that may be full
         for module in list(self.network.modules()):
             if isinstance(module, ConvBlock):
                 module.conv.bias = None
                 if device.type == "cpu" and onednn_computes(dtype):
                     module.conv = OneDnnConvolution(module.conv)  # type: ignore[assignment]
-        self.eval().requires_grad_(False)
+        self.eval()
+
+    def _converted(self, module: nn.Module, parameter: Tensor, device: torch.device) -> Tensor:
+        """A parameter in its type, place and layout."""
+        dtype = torch.float32 if isinstance(module, nn.InstanceNorm3d) else self.dtype
+        moved = parameter.detach().to(device, dtype)
+        return moved.contiguous(memory_format=self.layout) if moved.ndim == 5 else moved
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, D, H, W) -> logits (N, K, D, H, W)."""

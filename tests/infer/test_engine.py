@@ -14,7 +14,7 @@ import torch
 from kernels import instance_norm_act
 from strokenet.data.case import Case, case_from_images
 from strokenet.infer.config import InferConfig
-from strokenet.infer.engine import CPU, Engine, Rung, ladder
+from strokenet.infer.engine import CPU, Engine, Rung, is_out_of_memory, ladder
 from strokenet.infer.predict import predict_case
 from strokenet.model.checkpoint import Model, load_model
 from strokenet.model.inference import InferenceNetwork
@@ -23,10 +23,7 @@ from tests.infer.models import head, oblique, write_model
 from tests.plans import tiny_plan
 
 META = torch.device("meta")  # a device that is not the CPU, to be told apart
-RUNGS = (
-    *(Rung(device=CPU, batch=batch, sums_on=CPU) for batch in (8, 4, 2, 1)),
-    Rung(device=CPU, batch=1, sums_on=CPU),
-)
+RUNGS = tuple(Rung(device=CPU, batch=batch, sums_on=CPU) for batch in (8, 4, 2, 1))
 
 
 @pytest.fixture
@@ -110,9 +107,69 @@ def test_on_another_device_the_networks_are_made_anew(
     expected = predict_case(Engine(model, InferConfig()), case)
     monkeypatch.setattr(Engine, "_on_rung", _full_but_on_the_cpu)
     engine = Engine(model, InferConfig(), (Rung(device=META, batch=8, sums_on=META), RUNGS[-1]))
+    before = engine._networks
     found = predict_case(engine, case)
     assert engine.rung.device == CPU
+    assert not set(before) & set(engine._networks)
+    assert len(engine._networks) == len(before)
     np.testing.assert_allclose(found.probability, expected.probability, atol=1e-6)
+
+
+@pytest.mark.parametrize("asked", [{"semantics": "exact"}, {"precision": "fp16"}, {"precision": "fp32"}])
+def test_on_the_cpu_a_gpus_float16_becomes_float32(
+    model: Model, case: Case, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    """Not bfloat16, though this CPU be one that has it."""
+    monkeypatch.setattr("strokenet.model.device.cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(Engine, "_on_rung", _full_but_on_the_cpu)
+    engine = Engine(model, InferConfig(**asked), (Rung(device=META, batch=8, sums_on=META), RUNGS[-1]))
+    predict_case(engine, case)
+    assert {network.dtype for network in engine._networks} == {torch.float32}
+
+
+def test_a_step_down_that_fails_leaves_the_engine_where_it_was(
+    model: Model, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next case tries again, with networks that are where its rung is."""
+    monkeypatch.setattr(Engine, "_on_rung", _full_but_on_the_cpu)
+    engine = Engine(model, InferConfig(), (Rung(device=META, batch=8, sums_on=META), RUNGS[-1]))
+    real, left = Engine._forms, [1]
+
+    def full_once(self: Engine, *given: Any) -> Any:
+        if left:
+            left.pop()
+            raise torch.OutOfMemoryError
+        return real(self, *given)
+
+    monkeypatch.setattr(Engine, "_forms", full_once)
+    with pytest.raises(torch.OutOfMemoryError):
+        predict_case(engine, case)
+    found = predict_case(engine, case)
+    assert engine.rung.device == CPU
+    assert np.isfinite(found.probability).all()
+
+
+def test_a_device_that_says_so_in_words_is_out_of_memory() -> None:
+    for words in ("MPS backend out of memory (1 GB)", "CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED"):
+        assert is_out_of_memory(RuntimeError(words))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_cudnns_other_flags_stay_the_callers(model: Model, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = InferenceNetwork.forward
+    cudnn = torch.backends.cudnn
+
+    def watching(self: InferenceNetwork, x: torch.Tensor) -> torch.Tensor:
+        seen.append((cudnn.benchmark, cudnn.allow_tf32, cudnn.deterministic))
+        return real(self, x)
+
+    monkeypatch.setattr(InferenceNetwork, "forward", watching)
+    monkeypatch.setattr(cudnn, "allow_tf32", False)
+    monkeypatch.setattr(cudnn, "deterministic", True)
+    predict_case(Engine(model, InferConfig()), case)
+    assert set(seen) == {(True, False, True)}
+    assert not cudnn.benchmark
 
 
 _on_rung = Engine._on_rung

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,11 @@ import pytest
 
 from strokenet.data.errors import InputError
 from strokenet.infer import infer as station
-from strokenet.infer.infer import CaseResult, InferConfig, infer_folder
-from strokenet.infer.manifest import manifest_path
+from strokenet.infer.infer import CaseResult, InferConfig, infer_folder, infer_one
+from strokenet.infer.manifest import FOLDER, manifest_path
 from strokenet.model.checkpoint import load_model, save_weights
 from strokenet.workspace import Workspace
-from tests.infer.models import write_case, write_model
+from tests.infer.models import head, write_case, write_model, write_scan
 
 DEFAULT = InferConfig()
 
@@ -96,15 +97,6 @@ def _lost_mask(model: Path, scans: Path, out: Path) -> None:
     (out / "a.nii.gz").unlink()
 
 
-def _damaged_manifest(model: Path, scans: Path, out: Path) -> None:
-    manifest_path(out, "a").write_text('{"format": 1, "row"')
-
-
-def _older_version(model: Path, scans: Path, out: Path) -> None:
-    path = manifest_path(out, "a")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
-
-
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -112,8 +104,6 @@ def _older_version(model: Path, scans: Path, out: Path) -> None:
         (_other_weights, ["a", "b"]),
         (_other_plan, ["a", "b"]),
         (_lost_mask, ["a"]),
-        (_damaged_manifest, ["a"]),
-        (_older_version, ["a"]),
     ],
 )
 def test_what_has_changed_is_computed_again(
@@ -174,20 +164,105 @@ def test_a_failed_case_is_tried_again(model: Path, scans: Path, tmp_path: Path, 
     assert rows(tmp_path / "out") == [("a", "ok", False), ("b", "ok", True)]
 
 
+def _corrected(out: Path) -> None:
+    """A finished mask, edited."""
+
+
+def _damaged_manifest(out: Path) -> None:
+    manifest_path(out, "b").write_text('{"format": 1, "row"')
+
+
+def _older_manifest(out: Path) -> None:
+    path = manifest_path(out, "b")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 0}))
+
+
+def _no_manifests(out: Path) -> None:
+    shutil.rmtree(out / FOLDER)  # as versions before manifests left it
+
+
+@pytest.mark.parametrize("change", [_corrected, _damaged_manifest, _older_manifest, _no_manifests])
 def test_a_mask_that_an_expert_has_corrected_is_never_lost(
-    model: Path, scans: Path, tmp_path: Path, predicted: list[str]
+    model: Path,
+    scans: Path,
+    tmp_path: Path,
+    predicted: list[str],
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[Path], None],
 ) -> None:
     out = tmp_path / "out"
     infer_folder(model, scans, out, DEFAULT)
     corrected = np.random.default_rng(0).bytes(100)
     (out / "b.nii.gz").write_bytes(corrected)
+    change(out)
+    write_case(scans, "c", 3)
     predicted.clear()
     for config in (DEFAULT, replace(DEFAULT, threshold=0.4)):
-        with pytest.raises(InputError, match="b.nii.gz: was changed after it was written; move it, or --recompute"):
-            infer_folder(model, scans, out, config)
+        results = {result.case: result for result in infer_folder(model, scans, out, config)}
         assert (out / "b.nii.gz").read_bytes() == corrected
+        assert results["b"].status == "skipped"
+        assert "b.nii.gz is not as a run left it, so it stays; move it, or --recompute" in str(results["b"].error)
+        assert results["c"].status == "ok"  # the others go on
+    assert "b" not in predicted
+    assert "b.nii.gz is not as a run left it" in caplog.text
     infer_folder(model, scans, out, replace(DEFAULT, recompute=True))
-    assert predicted == ["a", "b"]
+    assert "b" in predicted
+
+
+def test_a_mask_drawn_by_hand_where_a_case_had_failed_stays(
+    model: Path, scans: Path, tmp_path: Path, predicted: list[str]
+) -> None:
+    (scans / "a_0000.nii.gz").write_bytes(b"no scan")
+    out = tmp_path / "out"
+    infer_folder(model, scans, out, DEFAULT)
+    (out / "a.nii.gz").write_bytes(b"an hour of an expert")
+    results = infer_folder(model, scans, out, DEFAULT)
+    assert [result.status for result in results] == ["skipped", "ok"]
+    assert (out / "a.nii.gz").read_bytes() == b"an hour of an expert"
+
+
+def test_the_same_file_as_another_channel_is_another_case(tmp_path: Path, predicted: list[str]) -> None:
+    write_model(tmp_path / "model", dropout=0.5)
+    first, _ = write_case(tmp_path / "scans", "a", 0)
+    for channel in ("T1", "FLAIR"):
+        results = infer_one(tmp_path / "model", {channel: first}, tmp_path / "out", DEFAULT, case_id="a")
+        assert results[0].channels == (channel,)
+    assert predicted == ["a", "a"]
+
+
+def test_files_of_one_size_and_time_are_told_apart_by_their_content(
+    model: Path, scans: Path, tmp_path: Path, predicted: list[str]
+) -> None:
+    """T1 and FLAIR in the wrong order, from an archive that gives all files one time; then the right way round."""
+    files = [tmp_path / name for name in ("first.nii", "second.nii")]
+    for seed, path in enumerate(files):
+        write_scan(path, head(seed=seed))
+        os.utime(path, ns=(10**18, 10**18))
+    for t1, flair in (files, files[::-1]):
+        infer_one(model, {"T1": t1, "FLAIR": flair}, tmp_path / "out", DEFAULT, case_id="x")
+    assert predicted == ["x", "x"]
+
+
+@pytest.mark.parametrize("row", [{"case": "old"}, {"case": "old", "status": 3}, "no row", {"status": "ok"}])
+def test_rows_that_are_none_are_no_error(model: Path, scans: Path, tmp_path: Path, row: Any) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.json").write_text(json.dumps({"cases": [row]}))
+    infer_folder(model, scans, out, DEFAULT)
+    content = json.loads(manifest_path(out, "a").read_text())
+    del content["row"]["channels"]
+    manifest_path(out, "a").write_text(json.dumps(content))
+    results = infer_folder(model, scans, out, DEFAULT)
+    assert [result.kept for result in results] == [False, True]
+
+
+def test_results_json_that_cannot_be_replaced_is_said_before_the_first_case(
+    model: Path, scans: Path, tmp_path: Path, predicted: list[str]
+) -> None:
+    (tmp_path / "out" / "results.json").mkdir(parents=True)
+    with pytest.raises(InputError, match="cannot be written"):
+        infer_folder(model, scans, tmp_path / "out", DEFAULT)
+    assert predicted == []
 
 
 def test_a_run_killed_between_a_mask_and_its_manifest_leaves_no_stranger(
@@ -198,8 +273,8 @@ def test_a_run_killed_between_a_mask_and_its_manifest_leaves_no_stranger(
     real = station.write_manifest
 
     def without_the_last(*args: Any, **rest: Any) -> None:
-        if not rest:
-            real(*args)
+        if rest.get("begun"):
+            real(*args, **rest)
 
     monkeypatch.setattr(station, "write_manifest", without_the_last)
     infer_folder(model, scans, out, DEFAULT)

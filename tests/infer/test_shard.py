@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -12,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from strokenet.cli import cli
 from strokenet.data.errors import InputError
+from strokenet.infer import infer as station
+from strokenet.infer import result
 from strokenet.infer.infer import InferConfig, infer_folder, infer_one
 from strokenet.infer.shard import Shard, launched_shard, shard_from_words
 from tests.infer.models import write_case, write_model
@@ -81,7 +87,7 @@ def test_parts_one_after_the_other_make_the_whole(
     assert sorted(rows(parts)) == ["a", "c", "e", "g"]
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    second = infer_folder(model, scans, parts, InferConfig())
+    second = infer_folder(model, scans, parts, InferConfig(shard=launched_shard()))
     assert [result.case for result in second] == ["b", "d", "f"]
     timeless = [{case: row | {"seconds": 0} for case, row in rows(out).items()} for out in (whole, parts)]
     assert timeless[0] == timeless[1]
@@ -100,7 +106,58 @@ def test_one_case_is_not_shared(model: Path, scans: Path, tmp_path: Path, monkey
         infer_one(model, files, tmp_path / "out", InferConfig(shard=shard_from_words("1/2")))
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert infer_one(model, files, tmp_path / "out", InferConfig())[0].status == "ok"  # a launched script's own case
+    out = str(tmp_path / "out")
+    words = ["infer", str(model), "--t1", str(files["T1"]), "--flair", str(files["FLAIR"]), "-o", out]
+    assert CliRunner().invoke(cli, words).exit_code == 0  # a launched script's own case
+    assert sorted(rows(tmp_path / "out")) == ["a"]
+
+
+def test_a_share_says_that_it_is_one(
+    model: Path, scans: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "strokenet"):
+        infer_folder(model, scans, tmp_path / "out", InferConfig(shard=Shard(index=0, count=4, of="srun")))
+    assert "part 1/4, as srun says: 2 of 7 cases" in caplog.messages
+
+
+@pytest.mark.parametrize(("launcher", "code"), [("torchrun", 0), ("srun", 3)])
+def test_a_bad_case_does_not_make_torchrun_stop_the_others(
+    model: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, code: int
+) -> None:
+    (scans / "a_0000.nii.gz").write_bytes(b"no scan")
+    names = {"torchrun": ("RANK", "WORLD_SIZE"), "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")}[launcher]
+    for name, value in zip(names, "02", strict=True):
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "out"
+    assert CliRunner().invoke(cli, ["infer", str(model), str(scans), "-o", str(out)]).exit_code == code
+    assert {case: row["status"] for case, row in rows(out).items()} == {"a": "failed", "c": "ok", "e": "ok", "g": "ok"}
+
+
+def test_an_interrupted_process_takes_no_mask_of_another_with_it(
+    model: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / "out", station.predict_case
+
+    def interrupted(engine: Any, case: Any, *rest: Any) -> Any:
+        if case.case_id == "b":  # meanwhile another process has done the other half
+            monkeypatch.setattr(station, "predict_case", real)
+            infer_folder(model, scans, out, InferConfig(shard=shard_from_words("1/2")))
+            raise KeyboardInterrupt
+        return real(engine, case, *rest)
+
+    monkeypatch.setattr(station, "predict_case", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        infer_folder(model, scans, out, InferConfig())
+    assert sorted(path.name[0] for path in out.glob("*.nii.gz")) == ["a", "c", "e", "g"]
+
+
+def test_a_share_ends_while_others_still_write(
+    model: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(result, "_stamps", lambda out: {"other.json": next(ticks)})  # changes at every look
+    assert len(infer_folder(model, scans, tmp_path / "out", InferConfig(shard=shard_from_words("1/7")))) == 1
+    assert sorted(rows(tmp_path / "out")) == ["a"]
 
 
 def test_two_processes_share_a_cohort_and_the_death_of_one_costs_a_case_at_most(
