@@ -224,7 +224,7 @@ def test_some_failed_exits_3_and_all_failed_exits_4(run: Run, model: Path, scans
     assert code == 3
     assert "a_0000.nii.gz" in out
     assert "a failed: " in err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.nii.gz", "results.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b.nii.gz", "manifest", "results.json"]
     (scans / "b_0001.nii.gz").write_bytes(b"")
     code, _, _ = run("infer", model, scans, "-o", tmp_path / "out")
     assert code == 4
@@ -294,6 +294,7 @@ def test_a_signal_ends_infer_with_its_code_and_nothing_half_written(
     assert set(found.values()) == {"ok", "skipped"}
     assert sorted(path.name for path in out.iterdir()) == [
         *(f"{c}.nii.gz" for c in done),
+        "manifest",
         "probabilities",
         "results.json",
     ]

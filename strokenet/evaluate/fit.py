@@ -29,7 +29,7 @@ from strokenet.data.splits import Split
 from strokenet.data.track import Track, silent
 from strokenet.evaluate.evaluate import check_out
 from strokenet.evaluate.pairs import Pair, check_grid, description_of, find_pairs
-from strokenet.infer.outputs import RESULTS, earlier_rows, output_files
+from strokenet.infer.outputs import RESULTS, output_files, result_rows
 from strokenet.infer.postprocess import field_of_view, postprocess
 from strokenet.workspace import Workspace
 
@@ -207,7 +207,7 @@ def _usable(
     pairs: Sequence[Pair], prediction: Path, workspace: Workspace, plan: Plan
 ) -> tuple[list[Pair], dict[str, str]]:
     """The cases with a map by networks that were not trained on them, one at least; and why not the others."""
-    rows, splits = earlier_rows(prediction), workspace.read_splits()
+    rows, splits = result_rows(prediction), workspace.read_splits()
     usable, left_out = [], {}
     for pair in (pair for pair in pairs if pair.prediction is not None):
         why = _unusable(rows.get(pair.case), pair.case, splits)

@@ -46,16 +46,23 @@ def output_files(out: Path, case_id: str, plan: Plan) -> dict[int, Path]:
 
 
 def earlier_rows(out: Path) -> dict[str, dict[str, Any]]:
-    """The rows of the manifests and of the results.json in `out`, by case; none where there is no such file of ours."""
+    """The rows of all runs into `out`, by case: of its manifests, and of results.json where a case has none."""
+    return result_rows(out) | _by_case(manifests(out))
+
+
+def result_rows(out: Path) -> dict[str, dict[str, Any]]:
+    """The rows of the results.json that lies in `out`, by case; none where there is no such file of ours."""
     try:
         content = read_json(out / RESULTS)
     except (InputError, OSError):
-        content = None
+        return {}
     rows = content.get("cases") if isinstance(content, dict) else None
-    every = [*(rows if isinstance(rows, list) else ()), *manifests(out)]
-    rows = [row for row in every if isinstance(row, dict)]
-    named = [row for row in rows if isinstance(row.get("case"), str) and isinstance(row.get("status"), str)]
-    return {row["case"]: row for row in named}
+    return _by_case(rows) if isinstance(rows, list) else {}
+
+
+def _by_case(rows: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    known = [row for row in rows if isinstance(row, dict) and isinstance(row.get("status"), str)]
+    return {row["case"]: row for row in known if isinstance(row.get("case"), str)}
 
 
 def check_names(inputs: Sequence[CaseFiles]) -> None:
