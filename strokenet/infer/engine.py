@@ -1,7 +1,7 @@
 """Engine: a model ready to segment case after case, and how much of its device it may fill.
 
 Comes in: a Model and an InferConfig. Goes out: logits of preprocessed images. The networks are in their inference form
-(model/inference.py); tiles and their mirror images go through them in batches.
+(model/inference.py), or for `exact` as they were trained; tiles and their mirror images go through them in batches.
 
 Where memory runs out the engine steps down a ladder, says so, stays there for the cases to come, and computes the same
 image again: fewer tiles at a time, then sums in the machine's memory, then everything on the CPU. The same sums are
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from strokenet.data.track import Track, silent
 from strokenet.infer.config import InferConfig, arithmetic, mirror_axes, window_rules
-from strokenet.infer.sliding_window import predict_logits
+from strokenet.infer.sliding_window import Network, predict_logits
 from strokenet.model.checkpoint import Model
 from strokenet.model.device import choose_inference_dtype
-from strokenet.model.inference import InferenceNetwork
+from strokenet.model.inference import InferenceNetwork, TrainedForm
 
 _log = logging.getLogger("strokenet")
 CPU = torch.device("cpu")
@@ -115,8 +115,9 @@ class Engine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _forms(self, dtype: torch.dtype, device: torch.device) -> tuple[InferenceNetwork, ...]:
-        return tuple(InferenceNetwork(network, dtype, device) for network in self.model.networks)
+    def _forms(self, dtype: torch.dtype, device: torch.device) -> tuple[Network, ...]:
+        form = TrainedForm if self.rules.exact else InferenceNetwork
+        return tuple(form(network, dtype, device) for network in self.model.networks)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ Comes in: a UNet. Goes out: a module that answers like it. Training never sees t
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,7 @@ class InferenceNetwork(nn.Module):
         super().__init__()
         self.heads, self.dtype = network.heads, dtype
         self.layout = torch.channels_last_3d if device.type in ("cpu", "cuda") else torch.contiguous_format
-        converted = {
-            id(parameter): nn.Parameter(self._converted(module, parameter, device), requires_grad=False)
-            for module in network.modules()
-            for parameter in module.parameters(recurse=False)
-        }
-        self.network = copy.deepcopy(network, converted)  # not a parameter is copied where it is: that may be full
+        self.network = _copied(network, lambda module, parameter: self._converted(module, parameter, device))
         for module in list(self.network.modules()):
             if isinstance(module, ConvBlock):
                 module.conv.bias = None
@@ -50,6 +46,34 @@ class InferenceNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, D, H, W) -> logits (N, K, D, H, W)."""
         return self.network(x.to(self.dtype, memory_format=self.layout))  # type: ignore[no-any-return]
+
+
+class TrainedForm(nn.Module):
+    """A UNet as training runs it: torch's layers and layout, less arithmetic by autocast. What nnU-Net infers with.
+
+    For `exact`: to the last bit the peer's answer on the CPU, which no other order of additions gives.
+    """
+
+    def __init__(self, network: UNet, dtype: torch.dtype, device: torch.device):
+        super().__init__()
+        self.heads, self.dtype = network.heads, dtype
+        self.network = _copied(network, lambda module, parameter: parameter.detach().to(device))
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, D, H, W) -> logits (N, K, D, H, W)."""
+        with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return self.network(x)  # type: ignore[no-any-return]
+
+
+def _copied(network: UNet, converted: Callable[[nn.Module, Tensor], Tensor]) -> UNet:
+    """The network with other parameters; not one is copied where it is, because that device may be full."""
+    parameters = {
+        id(parameter): nn.Parameter(converted(module, parameter), requires_grad=False)
+        for module in network.modules()
+        for parameter in module.parameters(recurse=False)
+    }
+    return copy.deepcopy(network, parameters)  # what deepcopy finds there counts as copied
 
 
 class OneDnnConvolution(nn.Module):

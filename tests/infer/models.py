@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from planner.plan import Plan, PostprocessRule
 from strokenet.model.checkpoint import Model, save_weights
-from strokenet.model.inference import InferenceNetwork
 from strokenet.model.network import build_network
 from strokenet.workspace import Workspace
 from tests.plans import STATS, tiny_plan
@@ -96,8 +95,3 @@ def write_case(folder: Path, case: str, seed: int = 0, shape: Sequence[int] = (2
     """CASE_0000.nii.gz and CASE_0001.nii.gz."""
     first, second = (write_scan(folder / f"{case}_{c:04d}.nii.gz", head(shape, seed + c)) for c in (0, 1))
     return first, second
-
-
-def forms(model: Model) -> tuple[InferenceNetwork, ...]:
-    """The model's networks as inference runs them on the CPU in float32: equal to the last bit."""
-    return tuple(InferenceNetwork(network, torch.float32, torch.device("cpu")) for network in model.networks)

@@ -17,7 +17,7 @@ from strokenet.infer.config import InferConfig
 from strokenet.infer.engine import CPU, Engine, Rung, is_out_of_memory, ladder
 from strokenet.infer.predict import predict_case
 from strokenet.model.checkpoint import Model, load_model
-from strokenet.model.inference import InferenceNetwork
+from strokenet.model.inference import InferenceNetwork, TrainedForm
 from strokenet.model.network import ConvBlock, build_network
 from tests.infer.models import head, oblique, write_model
 from tests.plans import tiny_plan
@@ -199,6 +199,16 @@ def test_the_inference_form_answers_as_the_network_does(kind: Any) -> None:
     idle = {f"{name}.conv.bias" for name in blocks}
     assert idle <= dict(network.named_parameters()).keys()  # the network itself is as it was
     assert not idle & dict(form.network.named_parameters()).keys()
+
+
+def test_exact_runs_the_networks_as_they_were_trained(model: Model, case: Case) -> None:
+    engine = Engine(model, InferConfig(semantics="exact"))
+    assert {type(network) for network in engine._networks} == {TrainedForm}
+    patch = torch.randn(1, 2, *model.plan.patch)
+    with torch.inference_mode():
+        for form, network in zip(engine._networks, model.networks, strict=True):
+            assert torch.equal(form(patch), network(patch))  # to the last bit
+    assert {type(network) for network in Engine(model, InferConfig())._networks} == {InferenceNetwork}
 
 
 def test_the_inference_form_takes_the_fast_norm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from strokenet.infer.predict import predict
 from strokenet.infer.sliding_window import WindowRules, importance_map, predict_logits
 from strokenet.model.checkpoint import Model, load_model
 from strokenet.preprocess.preprocess import preprocess
-from tests.infer.models import forms, head, known_plan, oblique, write_model
+from tests.infer.models import head, known_plan, oblique, write_model
 from tests.plans import tiny_plan
 
 ARGMAX = PostprocessRule()
@@ -70,7 +70,7 @@ def test_exact_labels_are_read_from_the_rounded_logits(tmp_path: Path) -> None:
         prepared.image.shape[1:] == prepared.origin.box.shape
     )  # nothing is resampled: the logits are seen as they are
     logits = predict_logits(
-        forms(built), torch.from_numpy(prepared.image), patch=(16, 16, 16), rules=WindowRules(exact=True)
+        built.networks, torch.from_numpy(prepared.image), patch=(16, 16, 16), rules=WindowRules(exact=True)
     )
     labels = predict(built, case(), InferConfig(semantics="exact", tta="none")).mask[prepared.origin.box.slices]
     np.testing.assert_array_equal(labels, logits.float().numpy().argmax(0))
@@ -92,7 +92,7 @@ def test_a_model_of_v1_answers_with_averaged_probabilities(tmp_path: Path, seman
     image = torch.from_numpy(prepared.image)
     rules = WindowRules(average="probabilities", tile_weights="peak-1-float32")
     each = [
-        predict_logits([network], image, patch=plan.patch, mirror_axes=(2,), rules=rules) for network in forms(built)
+        predict_logits([network], image, patch=plan.patch, mirror_axes=(2,), rules=rules) for network in built.networks
     ]
     found = predict(built, case(), InferConfig(semantics=semantics))
     inside = found.probability[:, *prepared.origin.box.slices]
@@ -144,7 +144,7 @@ def answered(built: Model, rules: WindowRules) -> tuple[np.ndarray, Any]:
     prepared = preprocess(case(), built.plan)
     image = torch.from_numpy(prepared.image)
     assert prepared.image.shape[1:] != prepared.origin.box.shape
-    return predict_logits(forms(built), image, patch=built.plan.patch, rules=rules).numpy(), prepared.origin
+    return predict_logits(built.networks, image, patch=built.plan.patch, rules=rules).numpy(), prepared.origin
 
 
 @pytest.mark.parametrize("spacing", GRIDS)
