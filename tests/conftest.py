@@ -9,8 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from strokenet.signals import STOPPING
+
+if not torch.cuda.is_available():
+    # Triton reads it where a kernel is defined, its own too, and torch.utils.flop_counter imports Triton: so here.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 

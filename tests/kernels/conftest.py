@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before any module of kernels is imported
 
 
 @pytest.fixture

@@ -206,11 +206,12 @@ def test_a_gpu_takes_triton_where_it_is_installed(monkeypatch: pytest.MonkeyPatc
     with FakeTensorMode():  # a tensor that says it is on a GPU, and has no memory
         x = torch.empty(1, 8, 4, 4, 4, device="cuda").to(memory_format=torch.channels_last_3d)
         vector = torch.empty(8, device="cuda")
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+        monkeypatch.setattr("kernels.dispatch.missing_for_triton", lambda: "")
         assert choose_instance_norm_act(x, vector, vector).implementation == "triton"
         assert choose_instance_norm_act(x, vector.cpu(), vector).implementation == "reference"
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        assert choose_instance_norm_act(x, vector, vector).implementation == "reference"
+        monkeypatch.setattr("kernels.dispatch.missing_for_triton", lambda: "triton is not installed")
+        choice = choose_instance_norm_act(x, vector, vector)
+        assert (choice.implementation, choice.why) == ("reference", "triton is not installed")
 
 
 def test_the_doctor_lists_the_norm() -> None:
