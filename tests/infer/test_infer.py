@@ -36,12 +36,6 @@ DEFAULT = InferConfig()
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    write_model(tmp_path / "model")
-    return tmp_path / "model"
-
-
-@pytest.fixture
 def scans(tmp_path: Path) -> Path:
     """Cases a, b and c."""
     for seed, case in enumerate("abc"):

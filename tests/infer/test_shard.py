@@ -22,15 +22,9 @@ from strokenet.infer import infer as station
 from strokenet.infer import result
 from strokenet.infer.infer import InferConfig, infer_folder, infer_one
 from strokenet.infer.shard import Shard, launched_shard, shard_from_words
-from tests.infer.models import write_case, write_model
+from tests.infer.models import write_case
 
 CASES = tuple("abcdefg")
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    write_model(tmp_path / "model")
-    return tmp_path / "model"
 
 
 @pytest.fixture
