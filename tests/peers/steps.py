@@ -10,7 +10,7 @@ those networks are compared step by step and by the peer's slopes alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -21,9 +21,9 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from planner.plan import NetworkKind, Plan
-from strokenet.model.network import NEGATIVE_SLOPE
 from strokenet.train.feed import Batch
 from strokenet.train.run import FoldCases, Run, TrainConfig, start_run
 from strokenet.train.train import GRADIENT_NORM, _step, poly_lr
@@ -124,12 +124,12 @@ def _train_all(kind: NetworkKind, batch_dice: bool, seed: int) -> _Compared:
         for epoch in range(EPOCHS):
             _copy_state(theirs, led)
             image, label = _random_batch(rng, plan)
-            with _signs(theirs.network) as their_signs:
+            with _peer_signs(theirs.network) as their_signs:
                 _peer_step(theirs, image, label, epoch)
             clipped += norms[-1] > GRADIENT_NORM
-            with _signs(ours.network) as our_signs:
+            with _our_signs() as our_signs:
                 _our_step(ours, image, label, epoch)
-            with _slopes_taken(sloped.network, their_signs):
+            with _slopes_taken(their_signs):
                 _our_step(sloped, image, label, epoch)
             _our_step(led, image, label, epoch)
             crossed += sum(peer.differing(a, b) for a, b in zip(their_signs, our_signs, strict=True))
@@ -207,12 +207,13 @@ def _random_batch(rng: np.random.Generator, plan: Plan) -> tuple[Tensor, Tensor]
 
 
 @contextmanager
-def _signs(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Notes which inputs of each LeakyReLU are above 0, in the order of the computation."""
+def _peer_signs(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Notes which inputs of each of the peer's LeakyReLUs are above 0, in the order of the computation."""
     signs: list[Tensor] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: signs.append(inputs[0].detach() > 0))
-        for module in _activations(network)
+        for module in network.modules()
+        if isinstance(module, nn.LeakyReLU)
     ]
     yield signs
     for hook in hooks:
@@ -220,22 +221,30 @@ def _signs(network: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _slopes_taken(network: nn.Module, signs: list[Tensor]) -> Iterator[None]:
-    """Each LeakyReLU takes its slopes, forward and backward, by the signs given and not by those of its input."""
+def _our_signs() -> Iterator[list[Tensor]]:
+    """As `_peer_signs`, of ours: in training every norm and LeakyReLU is `instance_norm_act_reference`."""
+    signs: list[Tensor] = []
+    leaky_relu = F.leaky_relu_
+
+    def act(x: Tensor, slope: float) -> Tensor:
+        signs.append(x.detach() > 0)
+        return leaky_relu(x, slope)
+
+    with mock.patch.object(F, "leaky_relu_", act):
+        yield signs
+
+
+@contextmanager
+def _slopes_taken(signs: list[Tensor]) -> Iterator[None]:
+    """Each LeakyReLU of ours takes its slopes, forward and backward, by the signs given and not by its input's."""
     given = iter(signs)
 
-    def act(x: Tensor) -> Tensor:
-        return torch.where(next(given), x, NEGATIVE_SLOPE * x)
+    def act(x: Tensor, slope: float) -> Tensor:
+        return torch.where(next(given), x, slope * x)
 
-    with ExitStack() as stack:
-        for module in _activations(network):
-            stack.enter_context(mock.patch.object(module, "forward", act))
+    with mock.patch.object(F, "leaky_relu_", act):
         yield
     assert next(given, None) is None
-
-
-def _activations(network: nn.Module) -> list[nn.LeakyReLU]:
-    return [module for module in network.modules() if isinstance(module, nn.LeakyReLU)]
 
 
 @contextmanager
