@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from skimage.transform import resize
 
 from bench.measure import Measurement, in_turn
@@ -19,7 +20,7 @@ def run() -> list[Measurement]:
         image = rng.normal(size=(1, *old)).astype(np.float32)
 
         def ours(image: np.ndarray = image, new: tuple[int, int, int] = new) -> np.ndarray:
-            return resize_image(image, new, order=3)
+            return resize_image(torch.from_numpy(image), new, order=3).numpy()
 
         def peer(image: np.ndarray = image, new: tuple[int, int, int] = new) -> np.ndarray:
             return _skimage(image[0], new)

@@ -15,8 +15,8 @@ Label maps: away from borders every neighbour agrees and nothing is interpolated
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, TypeVar
+import functools
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from kernels.dispatch import choose_resample
 
 Order = Literal[0, 1, 3]
 Triple = tuple[int, int, int]
-Float = TypeVar("Float", bound=np.floating)
 
 ROW_BLOCK = 64
 NEGLIGIBLE = 1e-13  # matrix entries below it are dropped: together far below one float32 rounding
@@ -65,7 +64,10 @@ def _reference(image: Tensor, shape: tuple[int, ...], order: Order) -> Tensor:
     channels = []
     for channel in image.detach().cpu().double().numpy():
         channels.append(np.clip(_zoom(channel, shape, order), channel.min(), channel.max()))
-    return torch.from_numpy(np.stack(channels)).to(image)
+    values = np.stack(channels)
+    if image.dtype == torch.float16:
+        values = values.astype(np.float16)  # torch goes by way of float32, and rounds twice
+    return torch.from_numpy(values).to(image)
 
 
 def resample_operator(image: Tensor, shape: Triple, order: Order, slice_axis: int | None = None) -> Tensor:
@@ -77,7 +79,7 @@ def resample_operator(image: Tensor, shape: Triple, order: Order, slice_axis: in
     out = image.to(exact)
     for axis in sorted(range(3), key=lambda a: shape[a] / image.shape[1 + a]):  # the shrinking axes first: less work
         if shape[axis] != image.shape[1 + axis]:
-            out = _along(out, axis_matrix(image.shape[1 + axis], shape[axis], order), 1 + axis)
+            out = _along(out, shape[axis], order, 1 + axis)
     if order > 1:  # orders 0 and 1 cannot leave the range
         others = [axis for axis in (1, 2, 3) if slice_axis is None or axis != 1 + slice_axis]
         out.clamp_(image.amin(others, keepdim=True).to(exact), image.amax(others, keepdim=True).to(exact))
@@ -107,20 +109,19 @@ def resample(image: Tensor, shape: Triple, *, order: Order, slice_axis: int | No
 
 
 def resize_image(
-    image: NDArray[Float], shape: Triple, *, order: Order, slice_axis: int | None = None, exact: bool = False
-) -> NDArray[Float]:
-    """`resample` of a numpy image, one channel at a time, computed in float64 and rounded once to the image's type.
+    image: Tensor, shape: Triple, *, order: Order, slice_axis: int | None = None, exact: bool = False
+) -> Tensor:
+    """`resample`, one channel at a time: float64 of a whole image would fill twice its memory.
 
     exact: by scipy itself; the last bits of its sums decide where a value between two float16 numbers goes.
-    (C, D, H, W) -> (C, D', H', W'), type of the image.
+    (C, D, H, W) -> (C, D', H', W'), type and device of the image.
     """
-    if image.shape[1:] == tuple(shape):
+    if tuple(image.shape[1:]) == tuple(shape):
         return image
-    resized = np.empty((len(image), *shape), dtype=image.dtype)
+    resized = image.new_empty((len(image), *shape))
     run = resample_reference if exact else resample
     for channel, out in zip(image, resized, strict=True):
-        volume = torch.from_numpy(channel[None].astype(np.float64, order="C"))
-        out[...] = run(volume, shape, order=order, slice_axis=slice_axis)[0].numpy()
+        out.copy_(run(channel[None], shape, order=order, slice_axis=slice_axis)[0])
     return resized
 
 
@@ -196,30 +197,35 @@ def _neighbour_range(
     return low, high
 
 
-def _along(image: Tensor, matrix: NDArray[np.float64], axis: int) -> Tensor:
-    """The matrix (n_new, n_old) applied along one axis of (C, D, H, W), ROW_BLOCK rows at a time."""
+def _along(image: Tensor, n_new: int, order: Order, axis: int) -> Tensor:
+    """The matrix of one axis of (C, D, H, W) applied, ROW_BLOCK rows at a time."""
     shape = list(image.shape)
-    shape[axis] = len(matrix)
+    n_old, shape[axis] = shape[axis], n_new
     out = image.new_empty(shape)
-    for start, first, rows in _bands(matrix):
-        weights = torch.from_numpy(rows).to(image)
-        part = image.narrow(axis, first, rows.shape[1])
+    for start, first, weights in _bands(n_old, n_new, order, image.dtype, image.device):
+        part = image.narrow(axis, first, weights.shape[1])
         if axis == 3:
             product = part @ weights.T
         elif axis == 2:
             product = weights @ part
         else:
-            product = (weights @ part.flatten(2)).reshape(len(part), len(rows), *image.shape[2:])
-        out.narrow(axis, start, len(rows)).copy_(product)
+            product = (weights @ part.flatten(2)).reshape(len(part), len(weights), *image.shape[2:])
+        out.narrow(axis, start, len(weights)).copy_(product)
     return out
 
 
-def _bands(matrix: NDArray[np.float64]) -> Iterator[tuple[int, int, NDArray[np.float64]]]:
+@functools.lru_cache(maxsize=64)  # the axes of a cohort's cases are few, and scipy takes 10 ms for the matrix of one
+def _bands(
+    n_old: int, n_new: int, order: Order, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[int, int, Tensor], ...]:
     """Blocks of rows as (first row, first column, block), without the negligible columns at both ends."""
-    for start in range(0, len(matrix), ROW_BLOCK):
+    matrix, blocks = axis_matrix(n_old, n_new, order), []
+    for start in range(0, n_new, ROW_BLOCK):
         rows = matrix[start : start + ROW_BLOCK]
         used = np.flatnonzero((np.abs(rows) > NEGLIGIBLE).any(axis=0))
-        yield start, int(used[0]), np.ascontiguousarray(rows[:, used[0] : used[-1] + 1])
+        block = torch.from_numpy(np.ascontiguousarray(rows[:, used[0] : used[-1] + 1]))
+        blocks.append((start, int(used[0]), block.to(device, dtype)))
+    return tuple(blocks)
 
 
 def _zoom(values: NDArray[np.float64], shape: tuple[int, ...], order: int) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from kernels.components import VOLUME_MARGIN, Connectivity, label_components
@@ -142,11 +143,11 @@ def dice_table_of_rule(
     rule: PostprocessRule,
 ) -> NDArray[np.float64]:
     """The same with the rule's min_peak and trim_below, by a mask a pair: what is trimmed hangs on both."""
-    maps = np.stack([1 - probability, probability])
+    maps = torch.from_numpy(np.stack([1 - probability, probability]))
     table = np.empty((len(thresholds), len(volumes_mm3)))
     for (row, threshold), (column, volume) in product(enumerate(thresholds), enumerate(volumes_mm3)):
         tried = replace(rule, threshold=threshold, min_volume_mm3=volume, scanned_only=False, common_field=False)
-        mask = postprocess(maps, tried, voxel_volume_mm3) != 0
+        mask = postprocess(maps, tried, voxel_volume_mm3).numpy() != 0
         table[row, column] = dice_of_counts(*overlap(mask, reference))
     return table
 
@@ -270,6 +271,6 @@ def _field(case_id: str, workspace: Workspace, plan: Plan) -> NDArray[np.bool_]:
     if files is None:
         raise InputError(f"{case_id}: the plan keeps to the field of view, and dataset.json has no such scans")
     image = read_case(case_id, dict(zip(plan.channels, files.images, strict=True))).image
-    field = field_of_view(image, plan.postprocess)
+    field = field_of_view(torch.from_numpy(image), plan.postprocess)
     assert field is not None
-    return field
+    return field.numpy()

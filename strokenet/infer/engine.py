@@ -1,7 +1,8 @@
 """Engine: a model ready to segment case after case, and how much of its device it may fill.
 
 Comes in: a Model and an InferConfig. Goes out: logits of preprocessed images. The networks are in their inference form
-(model/inference.py), or for `exact` as they were trained; tiles and their mirror images go through them in batches.
+(model/inference.py), on a GPU recorded as graphs (model/graphed.py), or for `exact` as they were trained; tiles and
+their mirror images go through them in batches.
 
 Where memory runs out the engine steps down a ladder, says so, stays there for the cases to come, and computes the same
 image again: fewer tiles at a time, then sums in the machine's memory, then everything on the CPU. The same sums are
@@ -12,9 +13,10 @@ that of the GPU would be slow there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,11 +25,13 @@ from strokenet.data.track import Track, silent
 from strokenet.infer.config import InferConfig, arithmetic, mirror_axes, window_rules
 from strokenet.infer.sliding_window import Network, predict_logits
 from strokenet.model.checkpoint import Model
-from strokenet.model.device import choose_inference_dtype
+from strokenet.model.device import choose_inference_dtype, is_out_of_memory
+from strokenet.model.graphed import Graphed
 from strokenet.model.inference import InferenceNetwork, TrainedForm
 
 _log = logging.getLogger("strokenet")
 CPU = torch.device("cpu")
+Result = TypeVar("Result")
 LARGEST_BATCH = 8  # of tiles on a GPU: one tile in all its mirror images
 
 
@@ -81,14 +85,30 @@ class Engine:
         Raises:
             RuntimeError: memory ran out on the last rung (torch.OutOfMemoryError is one).
         """
+        return self.within_memory(lambda: self._on_rung(image, track), fewer_tiles=True)
+
+    @property
+    def place(self) -> torch.device:
+        """Where a case's image and maps lie: beside the sums, but on a GPU that has float64 alone, else on the CPU."""
+        return self.rung.sums_on if self.rung.sums_on.type == "cuda" else CPU
+
+    def within_memory(self, work: Callable[[], Result], *, fewer_tiles: bool = False) -> Result:
+        """What `work` returns, which begins again one rung lower wherever memory runs out.
+
+        fewer_tiles: of the networks' own work. Else those rungs are passed over that leave the maps where they are.
+
+        Raises:
+            RuntimeError: memory ran out on the last rung.
+        """
         while True:
             try:
-                return self._on_rung(image, track)
+                return work()
             except (RuntimeError, MemoryError) as error:
-                if len(self.rungs) == 1 or not is_out_of_memory(error):
+                lower = [rung for rung in self.rungs[1:] if fewer_tiles or rung.sums_on != self.rung.sums_on]
+                if not lower or not is_out_of_memory(error):
                     raise
                 failed = error.with_traceback(None)  # its frames hold the tensors that are in the way
-            self._step_down(failed)
+            self._step_down(failed, tuple(lower))
 
     def _on_rung(self, image: Tensor, track: Track) -> Tensor:
         plan, rung = self.model.plan, self.rung
@@ -105,25 +125,24 @@ class Engine:
                 track=track,
             )
 
-    def _step_down(self, error: Exception) -> None:
-        rung = self.rungs[1]
+    def _step_down(self, error: Exception, lower: tuple[Rung, ...]) -> None:
+        rung = lower[0]
+        for network in self._networks:
+            if isinstance(network, Graphed):
+                network.forget()
         _log.warning("memory ran out (%s); goes on %s", str(error).split(".")[0] or type(error).__name__, rung)
         if rung.device != self.rung.device:
             self._networks = ()  # first, to make room
             self._networks = self._forms(_dtype_on(rung.device, self.config, self.rules.exact), rung.device)
-        self.rungs = self.rungs[1:]
+        self.rungs = lower
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _forms(self, dtype: torch.dtype, device: torch.device) -> tuple[Network, ...]:
-        form = TrainedForm if self.rules.exact else InferenceNetwork
-        return tuple(form(network, dtype, device) for network in self.model.networks)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or its library says that its memory is full; several say so in words alone."""
-    words = str(error).casefold()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "alloc_failed" in words
+        if self.rules.exact:
+            return tuple(TrainedForm(network, dtype, device) for network in self.model.networks)
+        forms = tuple(InferenceNetwork(network, dtype, device) for network in self.model.networks)
+        return tuple(map(Graphed, forms)) if device.type == "cuda" else forms
 
 
 def _dtype_on(device: torch.device, config: InferConfig, exact: bool) -> torch.dtype:

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.components import label_components
 from planner.plan import Plan
 from strokenet.data.case import Case, read_case
 from strokenet.data.dataset import CaseFiles, input_cases
@@ -241,14 +240,14 @@ def _one(
         native = None if record is None else to_native(prediction.mask, record, config.native_scan)
     except Exception as error:  # whatever it is, the other cases go on; -v shows the traceback
         return failed(files, model.plan, _failure(files.case_id, error), time.monotonic() - began), None
-    lesion = prediction.mask > 0
+    sizes = prediction.lesion_sizes
     result = CaseResult(
         case=case.case_id,
         status="ok",
         error=None,
         seconds=time.monotonic() - began,
-        lesion_volume_ml=float(np.count_nonzero(lesion)) * case.geometry.voxel_volume_mm3 / 1000,
-        lesion_count=len(label_components(lesion)[1]) - 1,
+        lesion_volume_ml=sum(sizes) * case.geometry.voxel_volume_mm3 / 1000,
+        lesion_count=len(sizes),
         channels=case.channels,
         folds=model.folds,
         agreement=agreement,

@@ -1,7 +1,8 @@
 """Predict: one case through a model, in memory: preprocess -> sliding window -> restore -> postprocess.
 
 Comes in: a Model and a Case, or its images (paths, nibabel images, arrays with an affine). Goes out: a Prediction on
-the scan's own grid. Nothing is written:
+the scan's own grid. All of it is computed where the network is: the scan goes to a GPU once, the mask comes back, and
+the probabilities when they are asked for. Nothing is written:
 
     model = load_model(Path("WORK"))
     found = predict_images(model, {"T1": "t1.nii.gz", "FLAIR": (array, affine)}, InferConfig())
@@ -13,12 +14,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from kernels.components import label_components
 from planner.plan import Plan, PostprocessRule
 from strokenet.data.case import Case, case_from_images, with_channels
 from strokenet.data.errors import InputError
@@ -26,13 +30,13 @@ from strokenet.data.track import Track, silent
 from strokenet.infer.config import InferConfig, mask_rule
 from strokenet.infer.engine import Engine
 from strokenet.infer.memory import peak_memory_bytes
-from strokenet.infer.postprocess import field_of_view, lesion_probability, postprocess, softmax
+from strokenet.infer.postprocess import common_field, postprocess
 from strokenet.infer.restore import place_back, place_back_probability, resample_logits
 from strokenet.infer.sliding_window import WindowRules
 from strokenet.model.checkpoint import Model
 from strokenet.preprocess.memory import available_bytes
 from strokenet.preprocess.normalise import blank_channels
-from strokenet.preprocess.preprocess import Origin, preprocess
+from strokenet.preprocess.preprocess import Origin, Prepared, preprocess, turned
 
 Image = TypeVar("Image")
 _log = logging.getLogger("strokenet")
@@ -40,10 +44,22 @@ _log = logging.getLogger("strokenet")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
-    """mask: (D, H, W) uint8 on the scan's grid. probability: (K, D, H, W) float32 there, background first."""
+    """What a network finds in a case.
+
+    mask: (D, H, W) uint8 on the scan's grid. lesion_sizes: voxels of each lesion (26-connected, of any label), in the
+    raster order of their first voxels. cropped: probabilities (K, *box) float32 in the box of `origin`, background
+    first, where they were computed.
+    """
 
     mask: NDArray[np.uint8]
-    probability: NDArray[np.float32]
+    lesion_sizes: tuple[int, ...]
+    cropped: Tensor
+    origin: Origin
+
+    @cached_property
+    def probability(self) -> NDArray[np.float32]:
+        """(K, D, H, W) float32 on the scan's grid, background first."""
+        return np.asarray(place_back_probability(self.cropped, self.origin).cpu().numpy())
 
     @property
     def mask_ijk(self) -> NDArray[np.uint8]:
@@ -81,20 +97,30 @@ def predict_case(engine: Engine, case: Case, track: Track = silent) -> Predictio
     Raises:
         InputError: the case does not fit the plan, or the network's answer is not finite.
     """
+    _announce_memory(case, engine.model.plan)
+    return engine.within_memory(lambda: _predict_case(engine, case, track))
+
+
+def _predict_case(engine: Engine, case: Case, track: Track) -> Prediction:
     plan, config = engine.model.plan, engine.config
-    _announce_memory(case, plan)
-    prepared = preprocess(completed(case, engine.model), plan)
-    answer = engine.logits(torch.from_numpy(prepared.image), track)
+    prepared = preprocess(completed(case, engine.model), plan, engine.place)
+    answer = engine.logits(prepared.image, track).to(engine.place)
     # NaN is above no threshold: the mask would be empty and look like an answer
-    if not all(torch.isfinite(part).all() for part in answer):
+    if not torch.isfinite(answer).all():
         raise InputError(f"{case.case_id}: the network's answer holds NaN or infinity; try --precision fp32")
     rule = mask_rule(plan, config)
-    scores, probability = _on_scan(answer.cpu().numpy(), engine.rules, plan, prepared.origin)
+    scores, probability = _on_scan(answer, engine.rules, plan, prepared.origin)
     decisive = scores if rule.threshold is None and not config.probabilities else probability
-    mask = postprocess(decisive, rule, case.geometry.voxel_volume_mm3, _field(case, rule, prepared.origin))
-    return Prediction(
-        mask=place_back(mask, prepared.origin), probability=place_back_probability(probability, prepared.origin)
+    mask = postprocess(decisive, rule, case.geometry.voxel_volume_mm3, _field(case, rule, prepared, answer.device))
+    found = Prediction(
+        mask=place_back(mask, prepared.origin).cpu().numpy(),
+        lesion_sizes=tuple(label_components(mask)[1][1:].tolist()),
+        cropped=probability,
+        origin=prepared.origin,
     )
+    if config.probabilities:
+        _ = found.probability  # here, where memory that runs out is dealt with, and not in the thread that writes
+    return found
 
 
 def completed(case: Case, model: Model) -> Case:
@@ -118,10 +144,12 @@ def completed(case: Case, model: Model) -> Case:
     return with_channels(case, plan.channels)
 
 
-def _field(case: Case, rule: PostprocessRule, origin: Origin) -> NDArray[np.bool_] | None:
-    """The field of view of the given channels on the crop, where the rule asks for one. (*box) bool."""
-    field = field_of_view(case.image, rule)
-    return None if field is None else np.asarray(origin.turn.apply(field)[origin.box.slices], dtype=bool)
+def _field(case: Case, rule: PostprocessRule, prepared: Prepared, device: torch.device) -> Tensor | None:
+    """`field_of_view` of the given channels, of what lies in the crop; a hole of a channel does. (*box) bool."""
+    if rule.common_field:
+        origin = prepared.origin
+        return common_field(turned(case.image, origin.turn, device)[:, *origin.box.slices])
+    return prepared.inside.to(device) if rule.scanned_only else None
 
 
 def in_channel_order(images: Mapping[str, Image], plan: Plan, *, subsets: bool = False) -> dict[str, Image]:
@@ -151,9 +179,7 @@ def _announce_memory(case: Case, plan: Plan) -> None:
         _log.warning("%s: about %.1f GB may be needed, %.1f GB are free", case.case_id, peak / 1e9, free / 1e9)
 
 
-def _on_scan(
-    answer: NDArray[Any], rules: WindowRules, plan: Plan, origin: Origin
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _on_scan(answer: Tensor, rules: WindowRules, plan: Plan, origin: Origin) -> tuple[Tensor, Tensor]:
     """The network's answer (K, *network) on the crop's own grid: what the most probable label is read from, and
     probabilities, both (K, *box) float32.
 
@@ -164,11 +190,11 @@ def _on_scan(
         probability = resample_logits(answer, plan, origin)
         return probability, probability
     if rules.exact:
-        rounded = resample_logits(answer, plan, origin, exact=True).astype(np.float32)
-        return rounded, softmax(rounded)
+        rounded = resample_logits(answer, plan, origin, exact=True).float()
+        return rounded, rounded.softmax(0)
     if len(answer) != 2:
         logits = resample_logits(answer, plan, origin)
-        return logits, softmax(logits)
-    lesion = lesion_probability(resample_logits(answer[1:] - answer[:1], plan, origin)[0])
-    probability = np.stack([1 - lesion, lesion])
+        return logits, logits.softmax(0)
+    lesion = resample_logits(answer[1:] - answer[:1], plan, origin)[0].sigmoid()
+    probability = torch.stack([1 - lesion, lesion])
     return probability, probability

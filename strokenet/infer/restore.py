@@ -1,25 +1,19 @@
 """Restore: from the network's grid back to the scan's, the exact inverse of preprocess (Isensee 2021, Methods).
 
 Comes in: logits on the plan's spacing, and the Origin that preprocess recorded. Goes out: logits on the crop's own
-grid, then anything on it placed back into the full scan in the scan's own axis order.
+grid, then anything on it placed back into the full scan in the scan's own axis order. All where the logits are.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
 
 from planner.plan import Plan
 from strokenet.preprocess.preprocess import Origin
 from strokenet.preprocess.resample import resample_image
 
-Scalar = TypeVar("Scalar", bound=np.generic)
-Float = TypeVar("Float", bound=np.floating)
 
-
-def resample_logits(logits: NDArray[Float], plan: Plan, origin: Origin, *, exact: bool = False) -> NDArray[Float]:
+def resample_logits(logits: Tensor, plan: Plan, origin: Origin, *, exact: bool = False) -> Tensor:
     """Logits at the plan's spacing -> at the scan's spacing, on the crop box. (K, *network) -> (K, *box).
 
     Linear, or in plane and nearest across the slices where the plan or else the case is anisotropic (the peer's rule).
@@ -34,21 +28,26 @@ def resample_logits(logits: NDArray[Float], plan: Plan, origin: Origin, *, exact
     return resample_image(logits, origin.box.shape, first, then, order=1, exact=exact)
 
 
-def place_back(cropped: NDArray[Scalar], origin: Origin) -> NDArray[Scalar]:
+def place_back(cropped: Tensor, origin: Origin) -> Tensor:
     """Zeros outside the crop box, then the scan's own axes. (..., *box) -> (..., D, H, W), dtype kept."""
-    full = np.zeros((*cropped.shape[:-3], *_turned_shape(origin)), dtype=cropped.dtype)
-    full[..., *origin.box.slices] = cropped
-    return np.ascontiguousarray(origin.turn.invert(full))
+    return _placed(cropped, _empty(cropped, origin), origin)
 
 
-def place_back_probability(cropped: NDArray[np.float32], origin: Origin) -> NDArray[np.float32]:
+def place_back_probability(cropped: Tensor, origin: Origin) -> Tensor:
     """`place_back`, and outside the box all is background. (K, *box) -> (K, D, H, W) float32, background first."""
-    full = np.zeros((len(cropped), *_turned_shape(origin)), dtype=np.float32)
+    full = _empty(cropped, origin)
     full[0] = 1
+    return _placed(cropped, full, origin)
+
+
+def _empty(cropped: Tensor, origin: Origin) -> Tensor:
+    """Zeros of the whole scan in network axes."""
+    return cropped.new_zeros((*cropped.shape[:-3], *(origin.geometry.shape[axis] for axis in origin.turn.order)))
+
+
+def _placed(cropped: Tensor, full: Tensor, origin: Origin) -> Tensor:
     full[..., *origin.box.slices] = cropped
-    return np.ascontiguousarray(origin.turn.invert(full))
-
-
-def _turned_shape(origin: Origin) -> tuple[int, int, int]:
-    d, h, w = (origin.geometry.shape[axis] for axis in origin.turn.order)
-    return (d, h, w)
+    lead, turn = full.ndim - 3, origin.turn
+    unflipped = full.flip([lead + axis for axis in range(3) if turn.flip[axis]])
+    back = (lead + turn.order.index(axis) for axis in range(3))
+    return unflipped.permute(*range(lead), *back).contiguous()

@@ -74,6 +74,12 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or its library says that its memory is full; several say so in words alone."""
+    words = str(error).casefold()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "alloc_failed" in words
+
+
 def _own_gpu(local: int) -> torch.device:
     return torch.device("cuda", local % torch.cuda.device_count())
 

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from kernels.components import label_components
+from kernels.holes import fill_holes
 from strokenet.data.errors import InputError
 from strokenet.data.files import file_sha256
 from strokenet.data.geometry import Geometry
-from strokenet.preprocess.crop import Box, bounding_box, fill_holes
+from strokenet.preprocess.crop import Box, bounding_box
 
 WEIGHTS = {  # file of deepbet 1.0.2 -> sha256
     "bbox_model.pt": "39a7b2b5f799faa1391ea97bfcdc0b9299f20d84f2316a4ff8918dc4685e40aa",

@@ -13,6 +13,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.holes import fill_holes
 from strokenet.data.errors import InputError
 from strokenet.data.geometry import Geometry
 from strokenet.data.overlap import dice
@@ -20,7 +21,7 @@ from strokenet.prepare.config import time_of
 from strokenet.prepare.itk import Matrix, resample, resample_label, resample_mask
 from strokenet.prepare.scans import Given, Native
 from strokenet.prepare.steps import Found
-from strokenet.preprocess.crop import Box, bounding_box, fill_holes
+from strokenet.preprocess.crop import Box, bounding_box
 
 SMALLEST = 1e-6  # stands for a 0 inside the field of view, which would look like the outside
 

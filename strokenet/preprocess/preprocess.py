@@ -4,8 +4,9 @@
 
 Turned first (orientation, then the plan's axis order), so that everything after speaks the network's axes. Normalised
 before it is resampled, because a resampled mask no longer fits the image (nnU-Net v1 had it the other way round, and so
-have the plans imported from it). Training and inference share this one path;
-Origin is what infer/restore.py needs to take a result back to the stored grid.
+have the plans imported from it). Training and inference share this one path, which runs where it is told to: in
+training on the CPU, in inference where the network is. Origin is what infer/restore.py needs to take a result back to
+the stored grid.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from planner.plan import Orientation, Plan, Spacing, Triple
 from strokenet.data.case import Case
@@ -27,6 +30,7 @@ from strokenet.preprocess.resample import new_shape, resample_image, resample_la
 OUTSIDE = -1  # label of background voxels outside the nonzero mask
 LOCATIONS = 10_000  # voxels remembered of each label, or LOCATIONS_SHARE of them where that is more
 LOCATIONS_SHARE = 0.01
+CPU = torch.device("cpu")
 LOCATIONS_SEED = 1234  # nnU-Net's, the same for every case: the drawn voxels are then equal to its own
 
 
@@ -49,19 +53,21 @@ class Origin:
 class Prepared:
     """A case as the network sees it; all arrays in network axes.
 
-    image: (C, D, H, W) float32. label: (D, H, W) int16 with -1 outside the head, None at inference.
-    foreground: label value -> voxels (n, 3) int64 of it, for oversampling; empty at inference.
+    image: (C, D, H, W) float32, where it was asked for. label: (D, H, W) int16 with -1 outside the head, None at
+    inference. foreground: label value -> voxels (n, 3) int64 of it, for oversampling; empty at inference. inside:
+    (*origin.box.shape) bool, beside the image: what counts as inside the head on the scan's own voxels.
     """
 
     case_id: str
-    image: NDArray[np.float32]
+    image: Tensor
     label: NDArray[np.int16] | None
     foreground: dict[int, NDArray[np.int64]]
+    inside: Tensor
     origin: Origin
 
 
-def preprocess(case: Case, plan: Plan) -> Prepared:
-    """The case prepared by the plan.
+def preprocess(case: Case, plan: Plan, device: torch.device = CPU) -> Prepared:
+    """The case prepared by the plan, its image on `device`.
 
     Raises:
         InputError: the channels are not the plan's, or the case cannot be brought to the plan's grid.
@@ -72,13 +78,14 @@ def preprocess(case: Case, plan: Plan) -> Prepared:
             "read the case with these"
         )
     turn = case_turn(case.geometry, plan.orientation).then(plan.transpose)
-    image = np.asarray(turn.apply(case.image), dtype=np.float32)
+    image = turned(case.image, turn, device)
     spacing = turn.permute(case.geometry.spacing)
     box, inside = nonzero_box(image)
     label = None
     if case.label is not None:
-        label = cropped_label(np.asarray(turn.apply(case.label), dtype=np.int16), box, inside)
-        inside = label >= 0  # a labelled voxel counts as inside even where the image is zero
+        label = cropped_label(np.asarray(turn.apply(case.label), dtype=np.int16), box, inside.cpu().numpy())
+        # a labelled voxel counts as inside even where the image is zero
+        inside = torch.from_numpy(label >= 0).to(device)
     try:
         shape = new_shape(box.shape, spacing, plan.spacing)
         image = _on_plan_grid(image[:, *box.slices], inside, shape, spacing, plan)
@@ -91,17 +98,21 @@ def preprocess(case: Case, plan: Plan) -> Prepared:
         image=image,
         label=label,
         foreground={} if label is None else foreground_locations(label, plan.foreground),
+        inside=inside,
         origin=Origin(geometry=case.geometry, turn=turn, box=box),
     )
 
 
-def _on_plan_grid(
-    image: NDArray[np.float32], inside: NDArray[np.bool_], shape: Triple, spacing: Spacing, plan: Plan
-) -> NDArray[np.float32]:
+def turned(image: NDArray[np.float32], turn: Turn, device: torch.device) -> Tensor:
+    """A case's image on a device, in network axes. (C, D, H, W) -> (C, *turned) float32."""
+    return torch.from_numpy(np.ascontiguousarray(turn.apply(image), dtype=np.float32)).to(device)
+
+
+def _on_plan_grid(image: Tensor, inside: Tensor, shape: Triple, spacing: Spacing, plan: Plan) -> Tensor:
     """Normalised and resampled, in the plan's order. image (C, *box), inside (*box) -> (C, *shape) float32."""
     if plan.normalise == "before-resampling":
         return resample_image(normalise(image, inside, plan), shape, spacing, plan.spacing)
-    weight = resample_image(inside[None].astype(np.float32), shape, spacing, plan.spacing, order=1)
+    weight = resample_image(inside[None].float(), shape, spacing, plan.spacing, order=1)
     return normalise(resample_image(image, shape, spacing, plan.spacing), weight[0] >= 0.5, plan)
 
 

@@ -7,18 +7,16 @@ plane, then the axis takes the nearest slice ("separate z"). infer/restore.py go
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kernels.resample import Order, nearest_index, resize_image, resize_labels
 from strokenet.data.errors import InputError
 
 Triple = tuple[int, int, int]
 Spacing = tuple[float, float, float]
-Scalar = TypeVar("Scalar", bound=np.generic)
-Float = TypeVar("Float", bound=np.floating)
 
 ANISOTROPY = 3.0  # coarsest / finest spacing strictly above it: separate z
 MAX_VOXELS = 2**31 - 1
@@ -51,25 +49,27 @@ def separate_axis(current: Spacing, new: Spacing) -> int | None:
 
 
 def resample_image(
-    image: NDArray[Float], shape: Triple, current: Spacing, new: Spacing, *, order: Order = 3, exact: bool = False
-) -> NDArray[Float]:
+    image: Tensor, shape: Triple, current: Spacing, new: Spacing, *, order: Order = 3, exact: bool = False
+) -> Tensor:
     """The image on a grid of `shape`; untouched where the shape does not change, whatever the spacings say.
 
     Args:
-        image: (C, D, H, W), float32 or float16. shape: of the result.
+        image: (C, D, H, W), float32 or float16, on any device. shape: of the result.
         current, new: spacing in mm before and after; they only decide about separate z.
         order: 3 for images, 1 for network output. exact: to the last bit of scipy's own sums, slower.
 
     Returns:
-        (C, *shape), type of the image.
+        (C, *shape), type and device of the image.
     """
-    if image.shape[1:] == shape:
+    if tuple(image.shape[1:]) == shape:
         return image
     axis = separate_axis(current, new)
     if axis is None:
         return resize_image(image, shape, order=order, exact=exact)
     in_plane = _with(shape, axis, image.shape[1 + axis])
-    return _nearest_slices(resize_image(image, in_plane, order=order, slice_axis=axis, exact=exact), shape, axis)
+    resized = resize_image(image, in_plane, order=order, slice_axis=axis, exact=exact)
+    nearest = torch.from_numpy(nearest_index(in_plane[axis], shape[axis]))
+    return resized.index_select(1 + axis, nearest.to(image.device))
 
 
 def resample_label(label: NDArray[np.int16], shape: Triple, current: Spacing, new: Spacing) -> NDArray[np.int16]:
@@ -80,17 +80,9 @@ def resample_label(label: NDArray[np.int16], shape: Triple, current: Spacing, ne
     if axis is None:
         return resize_labels(label, shape)
     in_plane = _with(shape, axis, label.shape[axis])
-    return _nearest_slices(resize_labels(label, in_plane), shape, axis)
+    return resize_labels(label, in_plane).take(nearest_index(in_plane[axis], shape[axis]), axis)
 
 
 def _with(shape: Triple, axis: int, edge: int) -> Triple:
     d, h, w = (edge if a == axis else n for a, n in enumerate(shape))
     return (d, h, w)
-
-
-def _nearest_slices(array: NDArray[Scalar], shape: Triple, axis: int) -> NDArray[Scalar]:
-    """(..., D, H, W) with one axis brought to its size in `shape` by taking the nearest slices."""
-    from_last = axis - 3
-    if array.shape[from_last] == shape[axis]:
-        return array
-    return array.take(nearest_index(array.shape[from_last], shape[axis]), axis=from_last)

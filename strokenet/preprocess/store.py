@@ -89,7 +89,7 @@ class Store:
             raise ValueError(f"{prepared.case_id}: only cases with a label are stored")
         folder = self.folder(prepared.case_id)
         (folder / MANIFEST).unlink(missing_ok=True)
-        arrays: dict[str, NDArray[Any]] = {"image.npy": prepared.image, "label.npy": prepared.label}
+        arrays: dict[str, NDArray[Any]] = {"image.npy": prepared.image.numpy(), "label.npy": prepared.label}
         for value, voxels in prepared.foreground.items():
             arrays[f"foreground_{value}.npy"] = voxels.astype(np.int32)
         for left in folder.glob("*.npy"):  # of another plan, or a temporary file of a run that was killed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
 from planner.fingerprint import CaseSummary, foreground_counts
 from planner.plan import Orientation
@@ -32,8 +33,8 @@ def survey(case: Case, *, orientation: Orientation, draws: int) -> CaseSummary:
     if case.label is None:
         raise InputError(f"{case.case_id}: no label; planning needs labelled cases, add the label or leave it out")
     turn = case_turn(case.geometry, orientation)
-    image = np.asarray(turn.apply(case.image), dtype=np.float32)
-    box, _ = nonzero_box(image)
+    image = np.ascontiguousarray(turn.apply(case.image), dtype=np.float32)
+    box, _ = nonzero_box(torch.from_numpy(image))
     lesion = np.asarray(turn.apply(case.label), dtype=np.int16)[box.slices] > 0
     values = tuple(channel[box.slices][lesion] for channel in image)
     return CaseSummary(

@@ -21,6 +21,7 @@ from kernels.components import (
     volume_filter,
 )
 from kernels.dispatch import choose_components
+from kernels.holes import fill_holes
 from tests.kernels.masks import MASKS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
@@ -93,6 +94,12 @@ def test_masks_and_tables_of_a_whole_brain_are_the_arrays(kind: str) -> None:
         np.testing.assert_array_equal(getattr(ours, column).cpu().numpy(), getattr(arrays, column))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_holes_of_a_whole_brain_are_the_arrays(kind: str) -> None:
+    for mask in (brain()[kind], ~brain()[kind]):
+        np.testing.assert_array_equal(fill_holes(torch.from_numpy(mask).cuda()).cpu().numpy(), fill_holes(mask))
+
+
 def calls(probability: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
     """What promises not to synchronise, by name."""
     from kernels.components_triton import label_triton, table_triton
@@ -107,6 +114,7 @@ def calls(probability: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
         "volume_filter": lambda: volume_filter(above, **volume),
         "largest_k": lambda: largest_k(above, 3),
         "labels": lambda: label_triton(above.byte(), 26)[0],
+        "holes": lambda: fill_holes(above),
         "table": lambda: table_triton(above.int(), 1)[2],
     }
 

@@ -15,6 +15,9 @@ from strokenet.infer.config import InferConfig
 from strokenet.infer.engine import Engine, Rung
 from strokenet.infer.predict import predict_case
 from strokenet.model.checkpoint import load_model
+from strokenet.model.graphed import Graphed, Replay, record
+from strokenet.model.inference import InferenceNetwork
+from strokenet.preprocess.preprocess import preprocess
 from tests.infer.models import head, oblique, write_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees")
@@ -70,3 +73,45 @@ def test_a_full_gpu_leaves_the_case_to_the_cpu(root: Path, case: Case, caplog: p
         torch.cuda.set_per_process_memory_fraction(1.0)
     np.testing.assert_allclose(found.probability, expected.probability, atol=1e-5)
     assert "memory ran out" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_recorded_network_answers_as_the_network_does(root: Path, precision: str) -> None:
+    model = load_model(root, device=GPU)
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    network = InferenceNetwork(model.networks[0], dtype, GPU)
+    made: list[int] = []
+
+    def counted(network: InferenceNetwork, x: torch.Tensor) -> Replay:
+        made.append(len(x))
+        return record(network, x)
+
+    graphed = Graphed(network, counted)
+    with torch.inference_mode():
+        batches = [torch.randn(n, 2, *model.plan.patch, device=GPU) for n in (4, 4, 4, 1, 1, 4)]
+        answers = [graphed(x) for x in batches]  # all kept: a replay must not write over an earlier answer
+        expected = [network(x) for x in batches]
+    assert made == [4, 1]
+    for found, wanted in zip(answers, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-2 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_the_engine_replays_and_forgets_when_it_steps_down(root: Path, case: Case) -> None:
+    engine = Engine(load_model(root, device=GPU), InferConfig(precision="fp32"))
+    first, second = predict_case(engine, case), predict_case(engine, case)
+    np.testing.assert_allclose(first.probability, second.probability, atol=1e-4)
+    assert all(isinstance(network, Graphed) and network._replays for network in engine._networks)
+    engine._step_down(RuntimeError("out of memory"), engine.rungs[1:])
+    assert not any(network._replays for network in engine._networks if isinstance(network, Graphed))
+
+
+def test_nothing_but_the_scan_and_the_mask_crosses_to_the_gpu_and_back(root: Path, case: Case) -> None:
+    engine = Engine(load_model(root, device=GPU), InferConfig(precision="fp32"))
+    found = predict_case(engine, case)
+    assert found.cropped.is_cuda
+    prepared = preprocess(case, engine.model.plan, GPU)
+    assert prepared.image.is_cuda
+    assert prepared.inside.is_cuda
+    on_cpu = preprocess(case, engine.model.plan)
+    torch.testing.assert_close(prepared.image.cpu(), on_cpu.image, rtol=1e-5, atol=1e-5)
+    assert torch.equal(prepared.inside.cpu(), on_cpu.inside)

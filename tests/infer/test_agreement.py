@@ -9,16 +9,19 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 
 from planner.plan import IntensityStats, Normalisation, NormaliseWhen, PostprocessRule
 from strokenet.data.case import case_from_images
 from strokenet.data.errors import InputError
+from strokenet.data.geometry import AS_STORED, Geometry
 from strokenet.infer.agreement import compare, confidence
 from strokenet.infer.infer import InferConfig, infer_folder, infer_one
 from strokenet.infer.predict import Prediction, completed, predict, predict_images
 from strokenet.model.checkpoint import Model, load_model
+from strokenet.preprocess.crop import Box
 from strokenet.preprocess.normalise import blank_channels, normalise
-from strokenet.preprocess.preprocess import preprocess
+from strokenet.preprocess.preprocess import Origin, preprocess
 from tests.infer.models import head, known_model, known_plan, oblique, write_case, write_model, write_scan
 from tests.plans import STATS, tiny_plan
 
@@ -59,7 +62,8 @@ def test_zeros_are_zero_after_every_scheme_but_ct(scheme: Normalisation, when: N
             normalise=when,
         )
         image = np.stack([np.random.default_rng(0).normal(90, 9, (4, 5, 6)), np.zeros((4, 5, 6))]).astype(np.float32)
-        stays = not normalise(image, np.random.default_rng(1).random((4, 5, 6)) < 0.5, plan)[1].any()
+        inside = torch.from_numpy(np.random.default_rng(1).random((4, 5, 6)) < 0.5)
+        stays = not normalise(torch.from_numpy(image), inside, plan)[1].any()
         assert stays == (scheme != "ct" or mean is STATS)
         assert ("FLAIR" in blank_channels(plan)) == stays
 
@@ -168,7 +172,14 @@ def test_an_error_of_the_comparison_does_not_cost_the_mask(
 
 def made(probability: list[float], threshold: float = 0.5) -> Prediction:
     lesion = np.array(probability, np.float32).reshape(1, 1, -1)
-    return Prediction(mask=(lesion > threshold).astype(np.uint8), probability=np.stack([1 - lesion, lesion]))
+    shape = (1, 1, len(probability))
+    origin = Origin(
+        geometry=Geometry(shape=shape, spacing=(1.0, 1.0, 1.0), affine=np.eye(4)),
+        turn=AS_STORED,
+        box=Box(start=(0, 0, 0), stop=shape),
+    )
+    cropped = torch.from_numpy(np.stack([1 - lesion, lesion]))
+    return Prediction(mask=(lesion > threshold).astype(np.uint8), lesion_sizes=(), cropped=cropped, origin=origin)
 
 
 def test_agreement_by_hand() -> None:

@@ -14,9 +14,10 @@ import torch
 from kernels import instance_norm_act
 from strokenet.data.case import Case, case_from_images
 from strokenet.infer.config import InferConfig
-from strokenet.infer.engine import CPU, Engine, Rung, is_out_of_memory, ladder
+from strokenet.infer.engine import CPU, Engine, Rung, ladder
 from strokenet.infer.predict import predict_case
 from strokenet.model.checkpoint import Model, load_model
+from strokenet.model.device import is_out_of_memory
 from strokenet.model.inference import InferenceNetwork, TrainedForm
 from strokenet.model.network import ConvBlock, build_network
 from tests.infer.models import head, oblique, write_model
@@ -133,7 +134,7 @@ def test_a_step_down_that_fails_leaves_the_engine_where_it_was(
     """The next case tries again, with networks that are where its rung is."""
     monkeypatch.setattr(Engine, "_on_rung", _full_but_on_the_cpu)
     engine = Engine(model, InferConfig(), (Rung(device=META, batch=8, sums_on=META), RUNGS[-1]))
-    real, left = Engine._forms, [1]
+    real, left = Engine._forms, [1, 1]  # of the networks, and of the case as a whole
 
     def full_once(self: Engine, *given: Any) -> Any:
         if left:

@@ -414,8 +414,11 @@ def test_folds_and_mirrors_are_averaged(tmp_path: Path, scans: Path) -> None:
         return np.where(inside, np.log(np.where(inside, p, 1) / np.where(inside, 1 - p, 1)), 0)
 
     assert load_model(tmp_path / "model").folds == ("0", "1")
-    np.testing.assert_allclose(logit(None), (logit(("0",)) + logit(("1",))) / 2, atol=0.01)
-    assert np.abs(logit(("0",)) - logit(("all",))).max() > 0.1
+    first, second = logit(("0",)), logit(("1",))
+    told = np.maximum(np.abs(first), np.abs(second)) < 9  # nearer to 1 a float32 probability is too coarse
+    assert told.mean() > 0.99
+    np.testing.assert_allclose(logit(None)[told], (first[told] + second[told]) / 2, atol=0.01)
+    assert np.abs(first - logit(("all",))).max() > 0.1
     assert np.abs(logit(("0",), "plan") - logit(("0",))).max() > 0.1
 
 

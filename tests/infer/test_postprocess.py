@@ -7,14 +7,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from planner.plan import PlanError, PostprocessRule
 from strokenet.data.case import case_from_images
-from strokenet.infer.postprocess import common_field, field_of_view, lesion_probability, postprocess, softmax
+from strokenet.infer.postprocess import common_field, field_of_view, postprocess
 from tests.infer.models import oblique
 
 PAPER = PostprocessRule(threshold=0.2, min_volume_mm3=4.0, connectivity=26)
+
+
+def mask_of(
+    probability: np.ndarray, rule: PostprocessRule, voxel_volume_mm3: float, field: np.ndarray | None = None
+) -> np.ndarray:
+    given = None if field is None else torch.from_numpy(field)
+    return postprocess(torch.from_numpy(probability), rule, voxel_volume_mm3, given).numpy()
 
 
 def two(lesion: np.ndarray) -> np.ndarray:
@@ -32,7 +40,7 @@ def runs(*lengths: int) -> np.ndarray:
 
 def test_four_cubic_millimetres_go_and_five_stay() -> None:
     lesion = runs(3, 4, 5, 6)
-    mask = postprocess(two(lesion), PAPER, 1.0)
+    mask = mask_of(two(lesion), PAPER, 1.0)
     assert mask.dtype == np.uint8
     assert mask.sum(axis=(1, 2)).tolist() == [0, 0, 0, 0, 5, 0, 6, 0]
     assert (mask[4:] == (lesion[4:] > 0)).all()
@@ -40,7 +48,7 @@ def test_four_cubic_millimetres_go_and_five_stay() -> None:
 
 @pytest.mark.parametrize(("voxel_volume", "kept"), [(0.5, [9, 10]), (0.8, [6, 9, 10]), (4.0, [2, 6, 9, 10])])
 def test_the_limit_is_a_volume_and_not_a_count(voxel_volume: float, kept: list[int]) -> None:
-    mask = postprocess(two(runs(1, 2, 5, 6, 8, 9, 10)), PAPER, voxel_volume)
+    mask = mask_of(two(runs(1, 2, 5, 6, 8, 9, 10)), PAPER, voxel_volume)
     sizes = [int(n) for n in mask.sum(axis=(1, 2)) if n]
     assert [n for n in sizes if n in (2, 6, 9, 10)] == kept
     assert all(n * voxel_volume > 4 for n in sizes)
@@ -50,7 +58,7 @@ def test_the_limit_is_a_volume_and_not_a_count(voxel_volume: float, kept: list[i
 def test_an_oblique_float32_grid_of_1_mm_decides_as_an_upright_one(degrees: int) -> None:
     affine = oblique(degrees=degrees).astype(np.float32)
     case = case_from_images("head", {"T1": (np.ones((4, 4, 4), np.float32), affine)})
-    mask = postprocess(two(runs(4, 5)), PAPER, case.geometry.voxel_volume_mm3)
+    mask = mask_of(two(runs(4, 5)), PAPER, case.geometry.voxel_volume_mm3)
     assert mask.sum(axis=(1, 2)).tolist() == [0, 0, 5, 0]
 
 
@@ -63,7 +71,7 @@ def test_the_determinant_would_have_decided_by_luck() -> None:
 def test_rounded_spacings_do_not_lift_four_voxels_over_the_limit() -> None:
     product = float(np.float32(0.8)) * float(np.float32(1.25)) * 1.0  # 0.8 * 1.25 = 1, rounded up: 1.00000001
     assert 4 * product > 4
-    assert postprocess(two(runs(4, 5)), PAPER, product).sum() == 5
+    assert mask_of(two(runs(4, 5)), PAPER, product).sum() == 5
 
 
 @pytest.mark.parametrize(("connectivity", "kept"), [(6, 0), (18, 0), (26, 6)])
@@ -71,14 +79,14 @@ def test_voxels_that_touch_at_corners_are_one_lesion_by_26(connectivity: int, ke
     lesion = np.zeros((8, 8, 8), np.float32)
     lesion[[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6]] = 1
     rule = PostprocessRule(threshold=0.2, min_volume_mm3=4.0, connectivity=connectivity)  # type: ignore[arg-type]
-    assert postprocess(two(lesion), rule, 1.0).sum() == kept
+    assert mask_of(two(lesion), rule, 1.0).sum() == kept
 
 
 def test_edges_are_neighbours_by_18_and_not_by_6() -> None:
     lesion = np.zeros((8, 8, 3), np.float32)
     lesion[[1, 2, 3, 4, 5], [1, 2, 3, 4, 5], 1] = 1
     kept = [
-        postprocess(two(lesion), PostprocessRule(threshold=0.2, min_volume_mm3=4.0, connectivity=c), 1.0).sum()
+        mask_of(two(lesion), PostprocessRule(threshold=0.2, min_volume_mm3=4.0, connectivity=c), 1.0).sum()
         for c in (6, 18, 26)
     ]
     assert kept == [0, 5, 5]
@@ -89,17 +97,17 @@ def test_a_probability_of_exactly_the_threshold_is_no_lesion() -> None:
     values = np.array([np.nextafter(at, np.float32(0)), at, np.nextafter(at, np.float32(1))], np.float32)
     lesion = np.repeat(values, 8).reshape(3, 2, 2, 2)
     for value, expected in zip(lesion, (0, 0, 8), strict=True):
-        assert postprocess(two(value), PAPER, 1.0).sum() == expected
+        assert mask_of(two(value), PAPER, 1.0).sum() == expected
 
 
 def test_a_lesion_is_filtered_by_what_is_above_the_threshold() -> None:
     lesion = runs(7)
     lesion[0, 1, 4] = 0.1  # cuts it into 3 and 3
-    assert postprocess(two(lesion), PAPER, 1.0).sum() == 0
+    assert mask_of(two(lesion), PAPER, 1.0).sum() == 0
 
 
 def test_an_empty_map_is_an_empty_mask() -> None:
-    assert not postprocess(two(np.zeros((3, 4, 5))), PAPER, 1.0).any()
+    assert not mask_of(two(np.zeros((3, 4, 5))), PAPER, 1.0).any()
 
 
 def test_several_labels_are_filtered_each_on_its_own() -> None:
@@ -109,28 +117,23 @@ def test_several_labels_are_filtered_each_on_its_own() -> None:
     label[3, 1:4, 7] = 1
     label[3, 3, 3:7] = 1  # 7 of label 1, around a corner
     probability = np.eye(3, dtype=np.float32)[label].transpose(3, 0, 1, 2)
-    kept = postprocess(probability, PostprocessRule(min_volume_mm3=4.0), 1.0)
+    kept = mask_of(probability, PostprocessRule(min_volume_mm3=4.0), 1.0)
     expected = label.copy()
     expected[1, 1, 1:5] = 0
     np.testing.assert_array_equal(kept, expected)
-    np.testing.assert_array_equal(postprocess(probability, PostprocessRule(), 1.0), label)
+    np.testing.assert_array_equal(mask_of(probability, PostprocessRule(), 1.0), label)
 
 
 def test_a_tie_goes_to_the_lower_label() -> None:
     probability = np.full((3, 1, 1, 2), 0.25, np.float32)
     probability[1:, 0, 0, 1] = 0.375
-    assert postprocess(probability, PostprocessRule(), 1.0).ravel().tolist() == [0, 1]
+    assert mask_of(probability, PostprocessRule(), 1.0).ravel().tolist() == [0, 1]
 
 
-def test_probabilities_are_the_softmax_and_never_overflow() -> None:
-    rng = np.random.default_rng(0)
-    logits = (rng.normal(size=(3, 4, 5, 6)) * 10).astype(np.float32)
-    exact = np.exp(logits.astype(np.float64))
-    np.testing.assert_allclose(softmax(logits), exact / exact.sum(0), rtol=1e-5, atol=1e-9)
-    difference = np.array([-1e4, -3.0, 0.0, 2.0, 1e4], np.float32)
-    expected = [0, 1 / (1 + np.exp(3)), 0.5, 1 / (1 + np.exp(-2)), 1]
-    np.testing.assert_allclose(lesion_probability(difference), expected, rtol=1e-6, atol=1e-7)
-    assert softmax(np.array([1e4, -1e4], np.float32).reshape(2, 1, 1, 1)).ravel().tolist() == [1, 0]
+@pytest.mark.parametrize("labels", [2, 3, 5])
+def test_the_first_of_the_largest_wins_as_in_numpy(labels: int) -> None:
+    probability = np.random.default_rng(labels).integers(0, 3, (labels, 5, 6, 7)).astype(np.float32)
+    np.testing.assert_array_equal(mask_of(probability, PostprocessRule(), 1.0), probability.argmax(0))
 
 
 def plainly(lesion: np.ndarray, rule: PostprocessRule, voxel_mm3: float, field: np.ndarray | None) -> np.ndarray:
@@ -169,7 +172,7 @@ def test_uncertain_lesions_go_as_the_rules_say_in_plain_words(seed: int) -> None
         common_field=bool(seed % 2),
     )
     field = rng.random(lesion.shape) < 0.8 if rule.common_field else None
-    mask = postprocess(two(lesion), rule, 0.8, field)
+    mask = mask_of(two(lesion), rule, 0.8, field)
     assert (mask == plainly(lesion, rule, 0.8, field)).all()
 
 
@@ -178,16 +181,16 @@ def test_a_lesion_that_grows_from_a_certain_voxel_stays_whole() -> None:
     lesion[1, 1, 1:9], lesion[1, 1, 4] = 0.3, 0.8
     lesion[3, 1, 1:9] = 0.4
     rule = replace(PAPER, min_peak=0.5)
-    assert postprocess(two(lesion), rule, 1.0).sum(axis=(1, 2)).tolist() == [0, 8, 0, 0, 0]
+    assert mask_of(two(lesion), rule, 1.0).sum(axis=(1, 2)).tolist() == [0, 8, 0, 0, 0]
 
 
 def test_trimming_leaves_the_brightest_of_the_minimum_volume() -> None:
     lesion = np.zeros((3, 3, 12), np.float32)
     lesion[1, 1, 1:11] = np.linspace(0.3, 0.7, 10)
     rule = replace(PAPER, trim_below=0.9)
-    assert postprocess(two(lesion), rule, 1.0)[1, 1].nonzero()[0].tolist() == [6, 7, 8, 9, 10]  # 4 mm3 and one more
+    assert mask_of(two(lesion), rule, 1.0)[1, 1].nonzero()[0].tolist() == [6, 7, 8, 9, 10]  # 4 mm3 and one more
     rule = replace(PAPER, trim_below=0.4)
-    assert postprocess(two(lesion), rule, 1.0)[1, 1].nonzero()[0].tolist() == [4, 5, 6, 7, 8, 9, 10]
+    assert mask_of(two(lesion), rule, 1.0)[1, 1].nonzero()[0].tolist() == [4, 5, 6, 7, 8, 9, 10]
 
 
 def test_what_one_time_did_not_scan_is_no_new_lesion() -> None:
@@ -195,14 +198,14 @@ def test_what_one_time_did_not_scan_is_no_new_lesion() -> None:
     image[1, 4:] = 0  # the second time ends here
     image[0, 1, 2, 2] = 0  # a hole is no outside
     rule = replace(PAPER, common_field=True)
-    field = common_field(image)
+    field = common_field(torch.from_numpy(image)).numpy()
     assert field[:4].all()
     assert not field[4:].any()
-    mask = postprocess(two(np.full((6, 6, 6), 0.9)), rule, 1.0, field)
+    mask = mask_of(two(np.full((6, 6, 6), 0.9)), rule, 1.0, field)
     assert mask[:4].all()
     assert not mask[4:].any()
     with pytest.raises(ValueError, match="give the field"):
-        postprocess(two(np.ones((2, 2, 2))), rule, 1.0)
+        mask_of(two(np.ones((2, 2, 2))), rule, 1.0)
 
 
 def test_no_lesion_lies_in_the_zeros_around_a_stripped_brain() -> None:
@@ -210,16 +213,17 @@ def test_no_lesion_lies_in_the_zeros_around_a_stripped_brain() -> None:
     image[0, 1:4], image[1, 2:5] = 1, -1  # what either has scanned
     image[:, 3, 2, 2] = 0  # a hole is no outside
     rule = replace(PAPER, scanned_only=True)
-    field = field_of_view(image, rule)
-    mask = postprocess(two(np.full((6, 6, 6), 0.9)), rule, 1.0, field)
+    field = field_of_view(torch.from_numpy(image), rule)
+    assert field is not None
+    mask = mask_of(two(np.full((6, 6, 6), 0.9)), rule, 1.0, field.numpy())
     assert mask[1:5].all()
     assert not mask[[0, 5]].any()
-    assert field_of_view(image, PAPER) is None
-    both = field_of_view(image, replace(rule, common_field=True))
+    assert field_of_view(torch.from_numpy(image), PAPER) is None
+    both = field_of_view(torch.from_numpy(image), replace(rule, common_field=True))
     assert both is not None
-    assert both.any(axis=(1, 2)).tolist() == [False, False, True, True, False, False]
+    assert both.numpy().any(axis=(1, 2)).tolist() == [False, False, True, True, False, False]
     with pytest.raises(ValueError, match="give the field"):
-        postprocess(two(np.ones((2, 2, 2))), rule, 1.0)
+        mask_of(two(np.ones((2, 2, 2))), rule, 1.0)
 
 
 @pytest.mark.parametrize(

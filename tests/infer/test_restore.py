@@ -8,6 +8,7 @@ from dataclasses import replace
 import nibabel
 import numpy as np
 import pytest
+import torch
 
 from planner.plan import Plan
 from strokenet.data.case import Case, case_from_images
@@ -80,7 +81,7 @@ def test_every_voxel_keeps_its_place(transpose: tuple[int, int, int]) -> None:
         prepared = preprocess(case, plan_of(case, "RAS", transpose))
         np.testing.assert_array_equal(prepared.image[0], crop)  # RAS, whatever the file's order
         back = place_back(prepared.image, prepared.origin)
-        np.testing.assert_array_equal(back[0].transpose(2, 1, 0), np.asarray(image.dataobj))
+        np.testing.assert_array_equal(back[0].permute(2, 1, 0), np.asarray(image.dataobj))
 
 
 def test_logits_on_the_cases_own_grid_come_back_unchanged() -> None:
@@ -88,16 +89,16 @@ def test_logits_on_the_cases_own_grid_come_back_unchanged() -> None:
     plan = plan_of(case, "RAS", (2, 0, 1))
     prepared = preprocess(case, plan)
     logits = np.random.default_rng(0).normal(size=(3, *prepared.image.shape[1:])).astype(np.float32)
-    np.testing.assert_array_equal(resample_logits(logits, plan, prepared.origin), logits)
+    np.testing.assert_array_equal(resample_logits(torch.from_numpy(logits), plan, prepared.origin), logits)
 
 
 def test_outside_the_crop_all_is_background() -> None:
     case = case_from_images("head", {"T1": stored(canonical(), ORIENTATIONS[29])})
     origin = preprocess(case, plan_of(case, "RAS", (2, 0, 1))).origin
-    inside = np.full((3, *origin.box.shape), 1 / 3, np.float32)
-    whole = place_back_probability(inside, origin)
+    inside = torch.full((3, *origin.box.shape), 1 / 3)
+    whole = place_back_probability(inside, origin).numpy()
     assert whole.shape == (3, *case.geometry.shape)
-    outside = place_back(np.ones(origin.box.shape, np.uint8), origin) == 0
+    outside = place_back(torch.ones(origin.box.shape, dtype=torch.uint8), origin).numpy() == 0
     assert int((~outside).sum()) == 12 * 10 * 9
     assert (whole[0][outside] == 1).all()
     assert (whole[1:, outside] == 0).all()
@@ -132,7 +133,7 @@ def test_a_model_of_v1_asks_the_scan_first_which_axis_is_thick() -> None:
     case = case_from_images("case", {"T1": (head((6, 20, 22)), np.diag([5.0, 1.1, 1.0, 1.0]))})
     plan = known_plan(spacing=(5.0, 1.0, 1.0), orientation="as-stored")
     prepared = preprocess(case, plan)
-    values = np.random.default_rng(0).random((1, *prepared.image.shape[1:]), dtype=np.float32)
+    values = torch.from_numpy(np.random.default_rng(0).random((1, *prepared.image.shape[1:]), dtype=np.float32))
 
     def slices_of_d(plan: Plan) -> int:
         return int(np.unique(resample_logits(values, plan, prepared.origin)[0], axis=0).shape[0])

@@ -69,9 +69,7 @@ def test_exact_labels_are_read_from_the_rounded_logits(tmp_path: Path) -> None:
     assert (
         prepared.image.shape[1:] == prepared.origin.box.shape
     )  # nothing is resampled: the logits are seen as they are
-    logits = predict_logits(
-        built.networks, torch.from_numpy(prepared.image), patch=(16, 16, 16), rules=WindowRules(exact=True)
-    )
+    logits = predict_logits(built.networks, prepared.image, patch=(16, 16, 16), rules=WindowRules(exact=True))
     labels = predict(built, case(), InferConfig(semantics="exact", tta="none")).mask[prepared.origin.box.slices]
     np.testing.assert_array_equal(labels, logits.float().numpy().argmax(0))
     asked = predict(built, case(), InferConfig(semantics="exact", tta="none", probabilities=True))
@@ -89,7 +87,7 @@ def test_a_model_of_v1_answers_with_averaged_probabilities(tmp_path: Path, seman
     plan = tiny_plan(**V1, spacing=(1.2, 1.0, 0.8))
     built = model(tmp_path, plan, folds=("0", "1"))
     prepared = preprocess(case(), plan)
-    image = torch.from_numpy(prepared.image)
+    image = prepared.image
     rules = WindowRules(average="probabilities", tile_weights="peak-1-float32")
     each = [
         predict_logits([network], image, patch=plan.patch, mirror_axes=(2,), rules=rules) for network in built.networks
@@ -142,7 +140,7 @@ def zoomed(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def answered(built: Model, rules: WindowRules) -> tuple[np.ndarray, Any]:
     """What the window says on the plan's grid, and where that is in the scan."""
     prepared = preprocess(case(), built.plan)
-    image = torch.from_numpy(prepared.image)
+    image = prepared.image
     assert prepared.image.shape[1:] != prepared.origin.box.shape
     return predict_logits(built.networks, image, patch=built.plan.patch, rules=rules).numpy(), prepared.origin
 

@@ -6,6 +6,7 @@ import cc3d
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from bench.components import serpentine
 from kernels import components
@@ -19,6 +20,7 @@ from kernels.components import (
     volume_filter,
 )
 from kernels.dispatch import Choice
+from kernels.holes import fill_holes_triton
 from tests.kernels.masks import MASKS, scipys
 
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -184,6 +186,15 @@ def test_more_voxels_than_an_index_counts_are_refused(device: torch.device) -> N
     """A view of one voxel: nothing so large is made."""
     with pytest.raises(ValueError, match="2147483648 voxels; at most 2147482624"):
         lesion_mask(torch.zeros(1, 1, 1, device=device).expand(2048, 1024, 1024), threshold=0.2, **RULE)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.6, 0.8, 0.95])
+def test_holes_are_filled_as_by_scipy(density: float, device: torch.device) -> None:
+    mask = np.random.default_rng(0).random((7, 9, 11)) < density
+    mask[2:5, 2:6, 2:7], mask[3, 3, 3:6] = True, False
+    found = fill_holes_triton(torch.from_numpy(mask).to(device)).cpu().numpy()
+    np.testing.assert_array_equal(found, ndimage.binary_fill_holes(mask))
+    assert found[3, 3, 4]
 
 
 def test_what_is_chosen_is_what_runs(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ class _Pair:
         """What our preprocessing makes of the scans, (C, D, H, W) float32."""
         plan = load_model(self.folder / "imported").plan
         case = read_case("case", dict(zip(plan.channels, self.images, strict=True)))
-        return torch.from_numpy(preprocess(case, plan).image)
+        return preprocess(case, plan).image
 
     def peers_answer(
         self, *, mirrored: bool, sums: torch.dtype = torch.float16, image: torch.Tensor | None = None
@@ -343,7 +343,7 @@ def _even_weights(plan: Plan, raw: Path) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = build_network(plan).eval()
     files = sorted((raw / "imagesTr").glob("*.nii.gz"))
-    image = preprocess(read_case("case", dict(zip(plan.channels, files, strict=True))), plan).image
+    image = preprocess(read_case("case", dict(zip(plan.channels, files, strict=True))), plan).image.numpy()
     starts = [max(0, (size - edge) // 2) for size, edge in zip(image.shape[1:], plan.patch, strict=True)]
     centre = image[:, *(slice(start, start + edge) for start, edge in zip(starts, plan.patch, strict=True))]
     padding = [(0, 0), *((0, edge - size) for size, edge in zip(centre.shape[1:], plan.patch, strict=True))]

@@ -93,7 +93,7 @@ def _compared(on: str, scans: Scans, ways: list[Way]) -> Iterator[Row]:
         theirs, ours = _peer_prepared(scans, plan), _our_prepared(scans, plan)
         unseen, our_unseen = (prepare(replace(scans, label=None), plan) for prepare in (_peer_prepared, _our_prepared))
         for a, b in ((theirs, ours), (unseen, our_unseen)):  # as in training, and as at inference
-            image = max(image, _image_difference(a.image, b.image))
+            image = max(image, _image_difference(a.image, b.image.numpy()))
         values += _label_differences(theirs, ours)
         places += sum(len(voxels) for voxels in ours.foreground.values())
         stored = ours.origin.turn.permute(ours.origin.geometry.spacing)

@@ -226,7 +226,7 @@ def _answers(folder: Path, images: tuple[Path, ...], way: Way) -> _Answers:
         case = read_case("case", dict(zip(model.plan.channels, images, strict=True)))
         return _Answers(
             theirs=theirs,
-            image=preprocess(case, model.plan).image,
+            image=preprocess(case, model.plan).image.numpy(),
             improved=predict(model, case, _config(way, "improved")),
             exact=predict(model, case, _config(way, "exact")),
         )

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from strokenet.data.geometry import turn_to_ras, turned
@@ -75,7 +76,7 @@ def main(out: Path, folder: Path) -> None:
         fixed = record["registration"][name]["fixed"]
         sys.stdout.write(f"{name} -> {fixed}: error to the first FLAIR {error:.3f} mm, identity {identity:.3f} mm\n")
     images = [read_volume(path).array for path in done.images]
-    field = common_field(np.stack(images))
+    field = common_field(torch.from_numpy(np.stack(images))).numpy()
     sys.stdout.write(f"common field: {(field & inside).sum() / inside.sum():.4f} of the brain\n")
     assert done.label is not None
     change = read_volume(done.label).array > 0

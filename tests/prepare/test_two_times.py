@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from strokenet.data.case import read_case
@@ -165,7 +166,7 @@ def test_what_one_time_did_not_scan_is_outside_the_common_field(tmp_path: Path) 
         config = replace(STILL, brain=folder / "mask.nii.gz", zscore=zscore)
         done = prepare_case(case, tmp_path / "out", config)
         brain = read_volume(tmp_path / "out" / "prepare" / "p_brain.nii.gz")
-        found = common_field(np.stack([read_volume(path).array for path in done.images]))
+        found = common_field(torch.from_numpy(np.stack([read_volume(path).array for path in done.images]))).numpy()
         matrix = np.array(read_record(tmp_path / "out" / "prepare" / "p.json")["transforms"]["flair_2"]["matrix"])
         voxels = np.argwhere(brain.array > 0)
         points = np.c_[voxels, np.ones(len(voxels))] @ brain.geometry.affine.T @ matrix.T @ np.linalg.inv(kept.affine).T

@@ -6,8 +6,9 @@ from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 
-from planner.plan import IntensityStats, Normalisation, NormaliseWhen
+from planner.plan import IntensityStats, Normalisation, NormaliseWhen, Plan
 from strokenet.data.errors import InputError
 from strokenet.preprocess.normalise import normalise
 from tests.plans import tiny_plan
@@ -17,10 +18,14 @@ X = np.array([0, 2, 4, 6, 8, 40], np.float32).reshape(1, 1, 2, 3)
 INSIDE = np.array([0, 1, 1, 1, 1, 0], bool).reshape(1, 2, 3)
 
 
+def normalised(x: np.ndarray, inside: np.ndarray, plan: Plan) -> np.ndarray:
+    return normalise(torch.from_numpy(x), torch.from_numpy(inside), plan).numpy()
+
+
 def _run(scheme: Normalisation, *, x: np.ndarray = X, inside: np.ndarray = INSIDE, mask: bool = False) -> np.ndarray:
     plan = tiny_plan(channels=("T1",), normalisation=(scheme,), use_mask_for_norm=(mask,), intensity=(STATS,))
     before = x.copy()
-    y = normalise(x, inside, plan)
+    y = normalised(x, inside, plan)
     np.testing.assert_array_equal(x, before)  # the given image is left alone
     assert y.dtype == np.float32
     assert y.shape == x.shape
@@ -83,7 +88,7 @@ def test_after_resampling_a_masked_scheme_is_zero_outside(scheme: Normalisation)
         intensity=(STATS,),
         normalise="after-resampling",
     )
-    y = normalise(X, INSIDE, plan)
+    y = normalised(X, INSIDE, plan)
     assert not y[:, ~INSIDE].any()
     np.testing.assert_array_equal(y[:, INSIDE], v2[:, INSIDE])
 
@@ -96,7 +101,7 @@ def test_without_a_mask_the_order_changes_nothing_outside() -> None:
         intensity=(None,),
         normalise="after-resampling",
     )
-    np.testing.assert_array_equal(normalise(X, INSIDE, plan), _run("zscore"))
+    np.testing.assert_array_equal(normalised(X, INSIDE, plan), _run("zscore"))
 
 
 def test_a_channel_that_is_not_normalised_keeps_its_outside_in_either_order() -> None:
@@ -104,4 +109,4 @@ def test_a_channel_that_is_not_normalised_keeps_its_outside_in_either_order() ->
         plan = tiny_plan(
             channels=("T1",), normalisation=("none",), use_mask_for_norm=(True,), intensity=(None,), normalise=when
         )
-        np.testing.assert_array_equal(normalise(X, INSIDE, plan), X)
+        np.testing.assert_array_equal(normalised(X, INSIDE, plan), X)

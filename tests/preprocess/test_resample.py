@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from batchgenerators.augmentations.utils import resize_segmentation
 from skimage.transform import resize
 
@@ -45,7 +46,7 @@ def test_the_axis_that_is_resampled_apart(
 
 
 def test_an_unchanged_shape_is_returned_as_it_is_whatever_the_spacings() -> None:
-    image, label = np.ones((1, 3, 4, 5), np.float32), np.ones((3, 4, 5), np.int16)
+    image, label = torch.ones(1, 3, 4, 5), np.ones((3, 4, 5), np.int16)
     assert resample_image(image, (3, 4, 5), THICK, ISOTROPIC) is image
     assert resample_label(label, (3, 4, 5), THICK, ISOTROPIC) is label
 
@@ -53,7 +54,7 @@ def test_an_unchanged_shape_is_returned_as_it_is_whatever_the_spacings() -> None
 def test_without_anisotropy_the_volume_is_interpolated_as_a_whole() -> None:
     image = np.random.default_rng(0).normal(size=(1, 6, 7, 8)).astype(np.float32)
     expected = resize(image[0].astype(float), (9, 5, 8), 3, mode="edge", anti_aliasing=False)
-    resampled = resample_image(image, (9, 5, 8), ISOTROPIC, (0.7, 1.4, 1.0))
+    resampled = resample_image(torch.from_numpy(image), (9, 5, 8), ISOTROPIC, (0.7, 1.4, 1.0))
     np.testing.assert_allclose(resampled[0], expected, atol=1e-6)
 
 
@@ -73,7 +74,7 @@ def test_an_anisotropic_axis_takes_the_nearest_slice_of_in_plane_images(axis: in
     source = np.clip(np.floor(old_edge / edge * (np.arange(edge) + 0.5)), 0, old_edge - 1).astype(int)
     whole = (shape[0], shape[1], shape[2])
     spacing = (current[0], current[1], current[2])
-    resampled = resample_image(image, whole, spacing, ISOTROPIC)
+    resampled = resample_image(torch.from_numpy(image), whole, spacing, ISOTROPIC)
     np.testing.assert_allclose(resampled[0], np.stack(slices, axis).take(source, axis), atol=1e-6)
     np.testing.assert_array_equal(
         resample_label(label, whole, spacing, ISOTROPIC), np.stack(parts, axis).take(source, axis)
