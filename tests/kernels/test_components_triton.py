@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.components import serpentine
+from bench.post import serpentine
 from kernels import components
 from kernels.components import (
     Connectivity,
