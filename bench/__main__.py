@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
 
 import click
 
-from bench import augment, components, infer, norm, read, resample
-from bench.measure import Measurement
-from bench.table import report, save, write_readme
-
-
-@dataclass(frozen=True)
-class Suite:
-    """What to run, and on which devices its numbers say something."""
-
-    run: Callable[[], list[Measurement]]
-    kinds: tuple[str, ...] = ("CPU", "GPU")
-
-
-SUITES = {
-    "read": Suite(read.run, ("CPU",)),
-    "resample": Suite(resample.run),
-    "components": Suite(components.run),
-    "norm": Suite(norm.run),
-    "augment": Suite(augment.run),
-    "infer": Suite(infer.run),
-}
+from bench.measure import machine
+from bench.suites import SUITES, Runs, run_suite
+from bench.table import write_readme
 
 
 @click.command()
 @click.argument("suites", nargs=-1, type=click.Choice(list(SUITES)))
-@click.option("--save", "keep", is_flag=True, help="Keep the numbers in bench/results.")
+@click.option(
+    "--quick", is_flag=True, help="Smaller sizes and fewer repeats, a minute a suite; such numbers are not kept."
+)
+@click.option(
+    "--save", "keep", is_flag=True, help="Keep each comparison in bench/results; go on with what is kept there."
+)
+@click.option("--again", is_flag=True, help="With --save: forget what is kept, and measure it anew.")
+@click.option("--budget", type=click.FloatRange(min=0), default=480.0, show_default=True, help="Seconds of a suite.")
 @click.option("--readme", is_flag=True, help="Measure nothing; write what bench/results holds into the README.")
-def main(suites: tuple[str, ...], keep: bool, readme: bool) -> None:
+def main(suites: tuple[str, ...], quick: bool, keep: bool, again: bool, budget: float, readme: bool) -> None:
     """Runs SUITES (default: all), ours and the peers' in turn, and prints medians and ratios."""
+    if quick and keep:
+        raise click.UsageError("--quick numbers are never kept; leave out --quick or --save")
     if readme:
         write_readme({name: suite.kinds for name, suite in SUITES.items()})
         return
-    for suite in suites or SUITES:
-        measured = SUITES[suite].run()
-        report(measured)
-        if keep and measured:
-            print(f"kept in {save(suite, measured)}")
+    print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    how = Runs(quick=quick, keep=keep, again=again, budget=budget)
+    went_well = [run_suite(name, SUITES[name], how) for name in suites or SUITES]
+    sys.exit(0 if all(went_well) else 1)
 
 
 if __name__ == "__main__":

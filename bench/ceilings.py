@@ -6,11 +6,13 @@ same arithmetic can be faster, and the fraction of the floor says how much is le
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from planner.plan import Plan
@@ -38,13 +40,26 @@ def measure_ceilings(dtype: torch.dtype, device: torch.device, *, edge: int, cop
     return Ceilings(flops=2 * edge**3 / product, bytes=2 * copied / copy)
 
 
+@functools.cache
+def ceilings(dtype: torch.dtype, device: torch.device) -> Ceilings:
+    """Those of this process's machine, measured and printed when they are first asked for."""
+    edge, copied = (8192, 2**33) if device.type == "cuda" else (2048, 2**28)
+    found = measure_ceilings(dtype, device, edge=edge, copied=copied)
+    name = str(dtype).removeprefix("torch.")
+    print(f"ceilings of {device}: {name} product {found.flops / 1e9:.0f} GFLOP/s, copy {found.bytes / 1e9:.1f} GB/s")
+    return found
+
+
 def forward_flops(plan: Plan) -> int:
     """Operations of the plan's network on one patch, without computing it."""
     with torch.device("meta"):
-        network = build_network(plan).eval()
-        patch = torch.empty(1, len(plan.channels), *plan.patch)
+        return module_flops(build_network(plan), (1, len(plan.channels), *plan.patch))
+
+
+def module_flops(module: nn.Module, shape: Sequence[int]) -> int:
+    """Operations of a module on an input of this shape, both on the device "meta", where nothing is computed."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(patch)
+        module.eval()(torch.empty(*shape, device="meta"))
     return int(counter.get_total_flops())
 
 

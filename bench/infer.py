@@ -1,9 +1,10 @@
-"""Whole commands on one case, files to files: `strokenet infer` and nnUNetv2_predict, same weights, same scan.
+"""Whole commands on one case, files to files: `strokenet infer`, nnUNetv2_predict and MONAI, same weights, same scan.
 
-The peer runs as its users run it, from the environment of tools/peers.sh: .venv-peers beside the project, or the folder
-that STROKENET_PEERS names. Its CPU threads are set to the number of cores, because it limits them by itself. Each
-command is timed by the wall clock from its start to its end, with imports, reading and writing; memory is that of its
-largest process. The answers are compared before anything is timed.
+nnU-Net runs as its users run it, from the environment of tools/peers.sh: .venv-peers beside the project, or the folder
+that STROKENET_PEERS names. Its CPU threads are set to the number of cores, because it limits them by itself. MONAI is a
+library: monai_infer.py is the command that it lacks. Each command is timed by the wall clock from its start to its end,
+with imports, reading and writing; memory is that of the machine, of the command's largest process. The answers are
+compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from bench.ceilings import forward_flops, measure_ceilings
-from bench.measure import Measurement
+from bench.ceilings import ceilings, forward_flops
+from bench.measure import Comparison, Measurement, model_of
 from bench.model import Pair, pair
-from bench.volume import stripped_head, write_volume
+from bench.volume import SHAPE, in_slices, stripped_head, write_volume
 from strokenet.data.case import read_case
 from strokenet.data.nifti import read_volume
 from strokenet.data.overlap import dice
@@ -33,7 +35,11 @@ from strokenet.preprocess.preprocess import preprocess
 from strokenet.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
-DICE, VOLUME, VOXELS = 0.995, 0.01, 10  # of ours with the peer's mask: at least, within, and of `exact` at most
+OF_HERE = {"PYTHONPATH": str(ROOT)}  # this checkout's code, whatever is installed
+OURS, NNUNET, MONAI = "strokenet infer", "nnUNetv2_predict", "MONAI sliding window"
+DICE, VOLUME, VOXELS = 0.995, 0.01, 10  # of ours with nnU-Net's mask: at least, within, and of `exact` at most
+DICE_MONAI = 0.99  # at least: its tiles lie on another grid and under another bell
+ROUNDS, AFFORDABLE_SECONDS = 5, 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +59,6 @@ class Ran:
     peak_gb: float
 
 
-def run() -> list[Measurement]:
-    """Without mirroring, in the arithmetic that `auto` takes and as nnU-Net rounds, and with full mirroring."""
-    if peers() is None:
-        print(f"infer: not measured, nnU-Net is not at {_peers_folder()}; run tools/peers.sh or set STROKENET_PEERS")
-        return []
-    with tempfile.TemporaryDirectory() as folder:
-        return [_compare(case, way, Path(folder)) for case in _cases(Path(folder)) for way in WAYS]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Way:
     """One way to ask. exact: our mask must be the peer's but for ties. mirrors: forwards of a tile."""
@@ -70,47 +67,103 @@ class Way:
     options: tuple[str, ...]
     mirrors: int = 1
     exact: bool = False
-    rounds: int = 5
 
 
-WAYS = (
-    Way(name="no mirroring", options=("--tta", "none")),
-    Way(
-        name="no mirroring, float32, exact",
-        options=("--tta", "none", "--precision", "fp32", "--semantics", "exact"),
-        exact=True,
-    ),
-    Way(name="full mirroring", options=("--tta", "full"), mirrors=8, rounds=1),
+PLAIN = Way(name="no mirroring", options=("--tta", "none"))
+EXACT = Way(
+    name="no mirroring, float32, exact",
+    options=("--tta", "none", "--precision", "fp32", "--semantics", "exact"),
+    exact=True,
 )
+MIRRORED = Way(name="full mirroring", options=("--tta", "full"), mirrors=8)
+SLICES_MM = 3
 
 
-def _cases(folder: Path) -> list[Pair]:
-    """The real T1+FLAIR case where it is at hand, else the drawn head."""
-    real = Path(os.environ.get("STROKENET_TEST_DATA", ROOT.parent / "shared" / "data"))
-    scans = real / "open_ms" / "cross_sectional" / "patient07"
-    if scans.is_dir():
-        return [pair("patient07", {name: scans / f"{name}.nii.gz" for name in ("T1", "FLAIR")})]
-    return [pair("drawn", {"T1": write_volume(folder / "drawn.nii.gz", stripped_head()[0])})]
+def comparisons(quick: bool) -> list[Comparison]:
+    """The real case, the drawn head, and the same head in thick slices, which has to be resampled.
+
+    `exact` on the CPU only, because nnU-Net computes in float16 on a GPU; the drawn head is mirrored on a GPU only,
+    because two CPU cores would need half an hour. quick: a small head, once.
+    """
+    if peers() is None:
+        print(f"infer: not measured, nnU-Net is not at {_peers_folder()}; run tools/peers.sh or set STROKENET_PEERS")
+        return []
+    if quick:
+        return [_comparison("small drawn head", _small, PLAIN, rounds=0)]
+    real, drawn = ((PLAIN, MIRRORED),) * 2 if torch.cuda.is_available() else ((PLAIN, EXACT, MIRRORED), (PLAIN,))
+    rows = [_comparison("patient07", _patient, way) for way in real if _scans().is_dir()]
+    rows += [_comparison(f"drawn head {'x'.join(map(str, SHAPE))}", _drawn, way) for way in drawn]
+    return [*rows, _comparison(f"drawn head in slices of {SLICES_MM} mm", _thick, PLAIN)]
 
 
-def _compare(case: Pair, way: Way, folder: Path) -> Measurement:
-    """A warm-up of each whose masks are compared, then both in turn."""
-    commands = {"strokenet infer": _ours(case, way, folder), "nnUNetv2_predict": _peers(case, way, folder)}
-    for command in commands.values():
-        ran(command)
-    answers = _agreement(*(command.out for command in commands.values()), exact=way.exact)
-    runs: dict[str, list[Ran]] = {contender: [] for contender in commands}
-    for _ in range(way.rounds):
-        for contender, command in commands.items():
-            runs[contender].append(ran(command))
-    return Measurement(
-        suite="infer",
-        what=f"{case.name}, {way.name}",
-        times_ms={contender: tuple(1000 * r.seconds for r in of) for contender, of in runs.items()},
-        answers=answers,
-        floor_ms=1000 * _floor_seconds(case, way),
-        peaks_gb={contender: max(r.peak_gb for r in of) for contender, of in runs.items()},
-    )
+def _comparison(name: str, make: Callable[[Path], Pair], way: Way, rounds: int = ROUNDS) -> Comparison:
+    what = f"{name}, {way.name}"
+    return Comparison(what=what, run=partial(_measured, what, make, way, rounds))
+
+
+def _scans() -> Path:
+    """The real T1+FLAIR case, where it is at hand."""
+    data = Path(os.environ.get("STROKENET_TEST_DATA", ROOT.parent / "shared" / "data"))
+    return data / "open_ms" / "cross_sectional" / "patient07"
+
+
+def _patient(folder: Path) -> Pair:
+    return pair("patient07", {name: _scans() / f"{name}.nii.gz" for name in ("T1", "FLAIR")})
+
+
+def _drawn(folder: Path) -> Pair:
+    return pair("drawn", {"T1": write_volume(folder / "drawn.nii.gz", stripped_head()[0])})
+
+
+def _thick(folder: Path) -> Pair:
+    """The drawn head's model, for voxels of 1 mm, and the head in thick slices."""
+    slices, path = in_slices(stripped_head()[0], SLICES_MM), folder / "thick" / "thick_0000.nii.gz"
+    return replace(_drawn(folder), name="thick", images=(write_volume(path, slices, (1.0, 1.0, float(SLICES_MM))),))
+
+
+def _small(folder: Path) -> Pair:
+    return pair("small", {"T1": write_volume(folder / "small.nii.gz", stripped_head((99, 117, 95))[0])})
+
+
+def _measured(what: str, make: Callable[[Path], Pair], way: Way, rounds: int) -> Measurement:
+    """A run of each whose masks are compared, then all in turn, as many rounds as are affordable.
+
+    Where not one more is, the runs that were compared are the ones that were timed.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        case = make(folder)
+        commands = _commands(case, way, folder)
+        runs = {contender: [ran(command)] for contender, command in commands.items()}
+        answers = _answers({contender: command.out for contender, command in commands.items()}, exact=way.exact)
+        left = affordable(sum(first.seconds for (first,) in runs.values()), rounds)
+        if left:
+            runs = {contender: [] for contender in commands}
+        for _ in range(left):
+            for contender, command in commands.items():
+                runs[contender].append(ran(command))
+        return Measurement(
+            suite="infer",
+            what=what,
+            times_ms={contender: tuple(1000 * r.seconds for r in of) for contender, of in runs.items()},
+            on=model_of(choose_device("auto")),
+            answers=answers,
+            floor_ms=1000 * _floor_seconds(case, way),
+            peaks_gb={contender: max(r.peak_gb for r in of) for contender, of in runs.items()},
+        )
+
+
+def affordable(round_seconds: float, rounds: int) -> int:
+    """How many rounds, `rounds` at most, fit into what one comparison may take beside the round that was."""
+    return max(0, min(rounds, int(AFFORDABLE_SECONDS / round_seconds) - 1))
+
+
+def _commands(case: Pair, way: Way, folder: Path) -> dict[str, Command]:
+    """The contenders, ours first. MONAI's sums are not nnU-Net's, so that it is none of `exact`."""
+    commands = {OURS: _ours(case, way, folder), NNUNET: _nnunet(case, way, folder)}
+    if not way.exact and has_monai():
+        commands[MONAI] = _monai(case, way, folder)
+    return commands
 
 
 def _floor_seconds(case: Pair, way: Way) -> float:
@@ -121,21 +174,22 @@ def _floor_seconds(case: Pair, way: Way) -> float:
     forwards = way.mirrors * len(tile_grid((d, h, w), plan.patch))
     device = choose_device("auto")
     dtype = torch.float32 if way.exact else choose_inference_dtype("auto", device)
-    edge, copied = (8192, 2**33) if device.type == "cuda" else (2048, 2**28)
-    return forwards * forward_flops(plan) / measure_ceilings(dtype, device, edge=edge, copied=copied).flops
+    return forwards * forward_flops(plan) / ceilings(dtype, device).flops
 
 
 def _ours(case: Pair, way: Way, folder: Path) -> Command:
     device = "auto" if torch.cuda.is_available() else "cpu"
     out = folder / "ours"
     words = (sys.executable, "-m", "strokenet", "infer", str(case.imported), str(case.images[0].parent), "-o", str(out))
-    return Command(words=(*words, "--device", device, *way.options), out=out / f"{case.name}.nii.gz", environment={})
+    return Command(
+        words=(*words, "--device", device, *way.options), out=out / f"{case.name}.nii.gz", environment=OF_HERE
+    )
 
 
-def _peers(case: Pair, way: Way, folder: Path) -> Command:
+def _nnunet(case: Pair, way: Way, folder: Path) -> Command:
     program = peers()
     assert program is not None
-    device, out = "cuda" if torch.cuda.is_available() else "cpu", folder / "peer"
+    device, out = "cuda" if torch.cuda.is_available() else "cpu", folder / "nnunet"
     words = (str(program), "-i", str(case.images[0].parent), "-o", str(out), "-m", str(case.exported), "-f", "0")
     mirroring = () if way.mirrors > 1 else ("--disable_tta",)
     places = {name: str(folder) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
@@ -144,6 +198,17 @@ def _peers(case: Pair, way: Way, folder: Path) -> Command:
         words=(*words, "-device", device, *mirroring),
         out=out / f"{case.name}.nii.gz",
         environment=places | {"nnUNet_def_n_proc": cores},
+    )
+
+
+def _monai(case: Pair, way: Way, folder: Path) -> Command:
+    device, out = "cuda" if torch.cuda.is_available() else "cpu", folder / "monai"
+    words = (str(_peers_folder() / "bin" / "python"), "-m", "bench.monai_infer", str(case.imported))
+    options = ("--device", device, *(("--mirror",) if way.mirrors > 1 else ()))
+    return Command(
+        words=(*words, str(case.images[0].parent), str(out), *options),
+        out=out / f"{case.name}.nii.gz",
+        environment=OF_HERE,
     )
 
 
@@ -167,18 +232,24 @@ def ran(command: Command) -> Ran:
     return Ran(seconds=seconds, peak_gb=usage.ru_maxrss / 2**20)
 
 
-def _agreement(ours: Path, theirs: Path, *, exact: bool) -> str:
-    """How far our mask is from the peer's, in words.
+def _answers(masks: Mapping[str, Path], *, exact: bool) -> str:
+    """How far our mask is from the peers', in words. masks: contender -> file.
 
     Raises:
         AssertionError: further than it may be.
     """
-    a, b = (read_volume(path).array > 0 for path in (ours, theirs))
-    apart, overlap = int((a != b).sum()), dice(a, b)
-    volume = abs(int(a.sum()) - int(b.sum())) / max(int(b.sum()), 1)
-    assert b.any(), "the peer's mask is empty: nothing is compared"
-    assert apart <= VOXELS if exact else (overlap >= DICE and volume <= VOLUME), (apart, overlap, volume)
-    return f"Dice with the peer's mask {overlap:.4f}, volume {volume:.2%} apart, {apart} of {b.sum()} voxels differ"
+    ours, *peers_masks = (read_volume(path).array > 0 for path in masks.values())
+    words = []
+    for name, mask in zip(list(masks)[1:], peers_masks, strict=True):
+        assert mask.any(), f"{name}: its mask is empty, nothing is compared"
+        apart, overlap = int((ours != mask).sum()), dice(ours, mask)
+        volume = abs(int(ours.sum()) - int(mask.sum())) / int(mask.sum())
+        words.append(
+            f"with {name}: Dice {overlap:.4f}, volume {volume:.2%} apart, {apart} of {mask.sum()} voxels differ"
+        )
+        alike = overlap >= DICE_MONAI if name == MONAI else overlap >= DICE and volume <= VOLUME
+        assert apart <= VOXELS if exact else alike, words[-1]
+    return "; ".join(words)
 
 
 def _peers_folder() -> Path:
@@ -189,3 +260,10 @@ def peers() -> Path | None:
     """nnU-Net's command; None where it is not installed."""
     program = _peers_folder() / "bin" / "nnUNetv2_predict_from_modelfolder"
     return program if program.is_file() else None
+
+
+def has_monai() -> bool:
+    """Whether the peers' environment has MONAI."""
+    asks = "import importlib.util, sys; sys.exit(importlib.util.find_spec('monai') is None)"
+    python = _peers_folder() / "bin" / "python"
+    return python.is_file() and subprocess.run([python, "-c", asks], check=False).returncode == 0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.measure import Measurement, in_turn
+from bench.ceilings import ceilings
+from bench.measure import Comparison, Measurement, in_turn
 from kernels.dispatch import choose_instance_norm_act
 from kernels.instance_norm_act import instance_norm_act, instance_norm_act_reference
 
@@ -16,20 +19,30 @@ Shape = tuple[int, int, int, int, int]
 
 CPU_SHAPES: tuple[Shape, ...] = ((1, 32, 96, 96, 96), (1, 64, 48, 48, 48), (1, 320, 6, 6, 6))
 GPU_SHAPES: tuple[Shape, ...] = ((1, 32, 128, 128, 128), (2, 32, 128, 128, 128), (2, 64, 64, 64, 64), (2, 320, 8, 8, 8))
+QUICK_SHAPES: tuple[Shape, ...] = ((1, 32, 48, 48, 48), (1, 320, 6, 6, 6))
+OUT_OF_CACHE = 10**8  # bytes: more than the last cache of a common processor or GPU
 TOLERANCES = {torch.float32: 5e-5, torch.bfloat16: 8e-3}  # of |y - exact| / (1 + |exact|)
 MEAN, DEVIATION = 1.0, 2.0
 EPS, SLOPE = 1e-5, 0.01
 GROUP_NORM = "group norm, channels last"
 
 
-def run() -> list[Measurement]:
-    """Full resolution, one level down and the bottleneck, float32 and bfloat16; ours is compared with float64 first."""
+def comparisons(quick: bool) -> list[Comparison]:
+    """Full resolution, one level down and the bottleneck, float32 and bfloat16."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shapes = GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
-    with torch.inference_mode():
-        return [one(shape, dtype, device) for shape in shapes for dtype in TOLERANCES]
+    shapes = QUICK_SHAPES if quick else GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
+    return [
+        Comparison(what=_what(shape, dtype), run=partial(one, shape, dtype, device))
+        for shape in shapes
+        for dtype in TOLERANCES
+    ]
 
 
+def _what(shape: Shape, dtype: torch.dtype) -> str:
+    return f"{shape} {str(dtype).removeprefix('torch.')}"
+
+
+@torch.inference_mode()
 def one(shape: Shape, dtype: torch.dtype, device: torch.device) -> Measurement:
     """One map (N, C, D, H, W), after the errors of ours and of group norm, which is fast and less exact, are known.
 
@@ -47,8 +60,15 @@ def one(shape: Shape, dtype: torch.dtype, device: torch.device) -> Measurement:
     errors = {name: largest_error(calls[name](), x, weight, bias) for name in ("strokenet", GROUP_NORM)}
     assert errors["strokenet"] < TOLERANCES[dtype], f"largest error {errors['strokenet']:.1e}"
     found = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
-    what = f"{shape} {str(dtype).removeprefix('torch.')}, {choice.implementation}; largest errors: {found}"
-    return in_turn("norm", what, calls)
+    answers = f"{choice.implementation}; largest errors: {found}"
+    return replace(in_turn("norm", _what(shape, dtype), calls, device=device), answers=answers, floor_ms=_floor_ms(x))
+
+
+def _floor_ms(x: Tensor) -> float | None:
+    """Reading the map once and writing it once, by the copy of this machine; None where a cache may hold the map."""
+    if x.nbytes < OUT_OF_CACHE:
+        return None
+    return 1000 * 2 * x.nbytes / ceilings(torch.float32, x.device).bytes
 
 
 def _contenders(x: Tensor, contiguous: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Callable[[], Tensor]]:

@@ -1,7 +1,8 @@
 """Tables: a suite's measurements on the screen, on the disk with their machine, and in the README.
 
 Comes in: Measurements. Goes out: bench/results/MACHINE/SUITE.json, SUITE.md and SUITE.png; and, from all of these, the
-README's section of numbers, which nobody writes by hand.
+README's section of numbers, which nobody writes by hand. A file holds numbers of one machine with one code: the first
+one that is kept of another code takes the place of all.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench.measure import Measurement, machine, slug
-from strokenet.data.files import replacing, write_bytes, write_json
+from bench.measure import Measurement, digest_of_code, machine, slug
+from strokenet.data.files import read_json, replacing, write_bytes, write_json
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -25,40 +26,55 @@ BEGIN, END = "<!-- python -m bench --readme -->", "<!-- end of what it wrote -->
 
 def report(measurements: Sequence[Measurement]) -> None:
     """A table on stdout: the median of each contender, its spread, and how many times as long as ours it takes."""
-    print(", ".join(f"{name} {value}" for name, value in machine().items()))
     for m in measurements:
         ours = next(iter(m.times_ms))
-        print(f"\n{m.suite}: {m.what}" + (f"; {m.answers}" if m.answers else ""))
+        print(f"\n{m.suite}: " + "; ".join(words for words in (m.what, m.answers, m.on) if words))
         for name, values in m.times_ms.items():
             ratio = m.median_ms(name) / m.median_ms(ours)
             scale, unit = (1, "ms") if m.median_ms(name) >= 1 else (1000, "us")
             median, low, high = (scale * time for time in (m.median_ms(name), min(values), max(values)))
             floor = f"   floor x {m.median_ms(name) / m.floor_ms:.2f}" if m.floor_ms else ""
-            peak = f"   {m.peaks_gb[name]:.2f} GB" if name in m.peaks_gb else ""
+            peak = f"   {_memory(m.peaks_gb[name])}" if name in m.peaks_gb else ""
             print(f"  {name:<34} {median:9.1f} {unit}   {low:9.1f} .. {high:.1f}   x {ratio:.2f}{floor}{peak}")
 
 
 def save(suite: str, measurements: Sequence[Measurement], folder: Path = RESULTS) -> Path:
     """Keeps a suite's measurements under this machine's name: every repeat as JSON, a table and a picture."""
     of = machine()
-    content = {"machine": of, "measurements": [asdict(m) for m in measurements]}
     place = folder / slug(of) / f"{suite}.json"
-    write_json(place, content)
-    write_bytes(place.with_suffix(".md"), markdown({suite: content}).encode())
-    with replacing(place.with_suffix(".png")) as temporary:
-        picture(suite, content).savefig(temporary, dpi=120)
+    write_json(place, {"machine": of, "code": digest_of_code(), "measurements": [asdict(m) for m in measurements]})
+    draw(place)
     return place
 
 
+def draw(place: Path) -> None:
+    """The table and the picture of a kept file, beside it."""
+    suite, content = place.stem, read_json(place)
+    write_bytes(place.with_suffix(".md"), markdown({suite: content}).encode())
+    with replacing(place.with_suffix(".png")) as temporary:
+        picture(suite, content).savefig(temporary, dpi=120)
+
+
+def kept(suite: str, folder: Path = RESULTS) -> list[Measurement]:
+    """What is kept of a suite from this machine, its torch and threads, and from this code; else nothing."""
+    of = machine()
+    place = folder / slug(of) / f"{suite}.json"
+    content = read_json(place) if place.is_file() else {}
+    if (content.get("machine"), content.get("code")) != (of, digest_of_code()):
+        return []
+    return [Measurement(**row) for row in content["measurements"]]
+
+
 def markdown(suites: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line a comparison of one machine. suites: name -> the content of its JSON file."""
-    of = next(iter(suites.values()))["machine"]
+    """A line a comparison of one machine and one code. suites: name -> the content of its JSON file."""
+    first = next(iter(suites.values()))
+    of = first["machine"] | ({"code": first["code"]} if "code" in first else {})
     head = ", ".join(f"{name} {value}" for name, value in of.items() if value != "none")
     lines = [
         head,
         "",
-        "| what | strokenet | beside it | of the floor | answers | command |",
-        "|---|---|---|---|---|---|",
+        "| what | strokenet | beside it | of the floor | peak memory | answers | on | command |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for suite, content in suites.items():
         lines += [_line(suite, row) for row in content["measurements"]]
@@ -97,17 +113,23 @@ def readme_section(suites: Mapping[str, Sequence[str]], folder: Path = RESULTS) 
     """
     parts, seen = [], set()
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        found = {path.stem: json.loads(path.read_text()) for path in sorted(place.glob("*.json"))}
-        if found:
-            kind = "CPU" if next(iter(found.values()))["machine"]["GPU"] == "none" else "GPU"
-            seen |= {(suite, kind) for suite in found}
-            parts.append(markdown(found))
+        found = {path.stem: read_json(path) for path in sorted(place.glob("*.json"))}
+        seen |= {(suite, "CPU" if of["machine"]["GPU"] == "none" else "GPU") for suite, of in found.items()}
+        parts += [markdown(alike) for alike in _of_one_make(found)]
     missing = [
         f"`{suite}` on a {kind}" for suite, kinds in suites.items() for kind in kinds if (suite, kind) not in seen
     ]
     if missing:
         parts.append(f"Not yet measured: {', '.join(missing)}.\n")
     return "\n".join(parts)
+
+
+def _of_one_make(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:
+    """The suites of a machine, those together that were measured with one code and one torch: a table has one head."""
+    makes: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for suite, content in found.items():
+        makes.setdefault(json.dumps([content["machine"], content.get("code")]), {})[suite] = content
+    return list(makes.values())
 
 
 def write_readme(suites: Mapping[str, Sequence[str]], readme: Path = README, folder: Path = RESULTS) -> None:
@@ -126,11 +148,15 @@ def write_readme(suites: Mapping[str, Sequence[str]], readme: Path = README, fol
 def _line(suite: str, row: Mapping[str, Any]) -> str:
     (_, ours), *peers = ((name, statistics.median(times)) for name, times in row["times_ms"].items())
     beside = "; ".join(f"{name} {_time(median)} (x {median / ours:.2f})" for name, median in peers)
-    floor = f"{row['floor_ms'] / ours:.0%}" if row.get("floor_ms") else ""
-    peaks = ", ".join(f"{name} {gb:.2f} GB" for name, gb in row.get("peaks_gb", {}).items())
-    answers = "; ".join(words for words in (row.get("answers", ""), peaks) if words)
-    cells = (f"{suite}: {row['what']}", _time(ours), beside, floor, answers, f"`python -m bench {suite}`")
+    floor = f"{row['floor_ms'] / ours:.0%}" if row["floor_ms"] else ""
+    peaks = "; ".join(f"{name} {_memory(gb)}" for name, gb in row["peaks_gb"].items())
+    command = f"`python -m bench {suite}`"
+    cells = (f"{suite}: {row['what']}", _time(ours), beside, floor, peaks, row["answers"], row["on"], command)
     return f"| {' | '.join(cells)} |"
+
+
+def _memory(gb: float) -> str:
+    return f"{gb:.2f} GB" if gb >= 0.1 else f"{1024 * gb:.1f} MB"
 
 
 def _time(ms: float) -> str:

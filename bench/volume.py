@@ -39,8 +39,17 @@ def stripped_head(shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> tuple[N
     return image.astype(np.float32), (lesion & brain).astype(np.uint8)
 
 
-def write_volume(path: Path, voxels: NDArray[np.float32] | NDArray[np.uint8]) -> Path:
-    """A NIfTI file of 1 mm voxels, its folder made."""
+def in_slices(image: NDArray[np.float32], voxels: int) -> NDArray[np.float32]:
+    """The same head in slices `voxels` mm thick, each the mean of what it holds. (i, j, k) -> (i, j, k // voxels)."""
+    i, j, k = image.shape
+    count = k // voxels
+    return np.asarray(image[:, :, : count * voxels].reshape(i, j, count, voxels).mean(3), dtype=np.float32)
+
+
+def write_volume(
+    path: Path, voxels: NDArray[np.float32] | NDArray[np.uint8], spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+) -> Path:
+    """A NIfTI file, its folder made. spacing: mm (i, j, k)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), path)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([*spacing, 1.0])), path)
     return path

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from bench.__main__ import main
-from bench.measure import Measurement, in_turn, machine
+from bench.measure import Measurement, digest_of_code, in_turn, machine
 from bench.table import report, save
 
 
@@ -36,16 +37,28 @@ def test_what_is_kept_names_the_machine(tmp_path: Path) -> None:
     path = save("x", [Measurement(suite="x", what="y", times_ms={"a": (1.0,)})], tmp_path)
     content = json.loads(path.read_text())
     assert content["machine"] == machine()
+    assert content["code"] == digest_of_code()
     assert content["measurements"][0]["times_ms"] == {"a": [1.0]}
 
 
 def test_a_suite_compares_the_answers_and_prints_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.components.HUNDREDS_OF_LESIONS", (30, 40, 30))
-    monkeypatch.setattr("bench.components.SHAPE", (21, 25, 23))
-    result = CliRunner().invoke(main, ["components"])
+    monkeypatch.setattr("bench.post.QUICK", (21, 25, 23))
+    result = CliRunner().invoke(main, ["post", "--quick"])
     assert result.exit_code == 0, result.output
     assert "cc3d.dust" in result.output
     assert "x 1.00" in result.output
+    assert "(21, 25, 23), full; equal, 1 lesions left" in result.output
+
+
+def test_the_digest_is_of_the_code_that_is_measured() -> None:
+    assert re.fullmatch("[0-9a-f]{12}", digest_of_code())
+    assert digest_of_code() == digest_of_code()
+
+
+def test_the_model_of_the_processor_is_on_the_row() -> None:
+    measured = in_turn("x", "y", {"a": lambda: None}, repeats=1)
+    assert measured.on == machine()["processor"]
+    assert measured.peaks_gb == {}
 
 
 def test_an_unknown_suite_is_a_usage_error() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench import norm
+from bench.ceilings import Ceilings
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 4, 5, 6)
@@ -17,7 +18,15 @@ def test_ours_comes_first_and_every_layout_of_torch_beside_it(dtype: torch.dtype
         measured = norm.one(SHAPE, dtype, CPU)
     assert list(measured.times_ms)[:2] == ["strokenet, in place", "strokenet"]
     assert {"torch, contiguous", "torch, channels last", norm.GROUP_NORM} <= set(measured.times_ms)
-    assert "operator; largest errors: strokenet" in measured.what
+    assert measured.answers.startswith("operator; largest errors: strokenet")
+    assert measured.what == f"{SHAPE} {str(dtype).removeprefix('torch.')}"
+
+
+def test_a_map_that_a_cache_may_hold_has_no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm, "ceilings", lambda *_: Ceilings(flops=1.0, bytes=1e6))
+    assert norm.one(SHAPE, torch.float32, CPU).floor_ms is None
+    monkeypatch.setattr(norm, "OUT_OF_CACHE", 0)
+    assert norm.one(SHAPE, torch.float32, CPU).floor_ms == 1000 * 2 * 4 * 960 / 1e6
 
 
 def test_a_wrong_answer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench.__main__ import SUITES
 from bench.measure import Measurement, machine, slug
-from bench.table import BEGIN, END, README, markdown, readme_section, report, save, write_readme
+from bench.suites import SUITES
+from bench.table import BEGIN, END, README, RESULTS, kept, markdown, readme_section, report, save, write_readme
+from strokenet.data.files import read_json, write_json
 
 MEASURED = Measurement(
     suite="x",
     what="a brain",
     times_ms={"strokenet": (10.0, 12.0, 11.0), "peer": (33.0,)},
+    on="AMD EPYC",
     answers="equal",
     floor_ms=5.5,
     peaks_gb={"strokenet": 1.5},
@@ -30,11 +33,44 @@ def test_a_suite_is_kept_under_its_machine_as_numbers_a_table_and_a_picture(tmp_
     path = save("x", [MEASURED], tmp_path)
     assert path == tmp_path / slug(machine()) / "x.json"
     assert json.loads(path.read_text())["measurements"][0]["times_ms"]["strokenet"] == [10.0, 12.0, 11.0]
-    assert (
-        "| x: a brain | 11 ms | peer 33 ms (x 3.00) | 50% | equal; strokenet 1.50 GB |"
-        in path.with_suffix(".md").read_text()
-    )
+    row = "x: a brain | 11 ms | peer 33 ms (x 3.00) | 50% | strokenet 1.50 GB | equal | AMD EPYC | `python -m bench x`"
+    assert f"| {row} |" in path.with_suffix(".md").read_text()
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_kept_of_this_code_and_machine_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kept("x", tmp_path) == []
+    save("x", [MEASURED], tmp_path)
+    (again,) = kept("x", tmp_path)
+    assert (again.what, again.median_ms("strokenet"), again.peaks_gb) == ("a brain", 11.0, {"strokenet": 1.5})
+    with monkeypatch.context() as changed:
+        changed.setattr("bench.table.digest_of_code", lambda: "another")
+        assert kept("x", tmp_path) == []
+    place = tmp_path / slug(machine()) / "x.json"
+    write_json(place, read_json(place) | {"machine": machine() | {"torch": "0.1"}})
+    assert kept("x", tmp_path) == []
+
+
+def test_suites_of_two_codes_are_two_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for suite, code in (("x", "1" * 12), ("y", "2" * 12), ("z", "1" * 12)):
+        monkeypatch.setattr("bench.table.digest_of_code", lambda code=code: code)
+        save(suite, [MEASURED], tmp_path)
+    first, second = readme_section({}, tmp_path).split("code " + "2" * 12)
+    assert "x: a brain" in first
+    assert "z: a brain" in first
+    assert "y: a brain" in second
+
+
+def test_the_kept_files_are_of_suites_that_are_and_name_their_own() -> None:
+    for path in RESULTS.glob("*/*.json"):
+        assert path.stem in SUITES
+        assert {row["suite"] for row in read_json(path)["measurements"]} == {path.stem}
+        assert path.with_suffix(".md").read_text() == markdown({path.stem: read_json(path)})
+
+
+def test_little_memory_is_said_in_megabytes(capsys: pytest.CaptureFixture[str]) -> None:
+    report([replace(MEASURED, peaks_gb={"strokenet": 0.005})])
+    assert "5.1 MB" in capsys.readouterr().out
 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
@@ -64,7 +100,7 @@ def test_the_section_takes_its_place_and_nothing_else(tmp_path: Path) -> None:
 def test_report_prints_floor_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
     report([MEASURED])
     shown = capsys.readouterr().out
-    assert "x: a brain; equal" in shown
+    assert "x: a brain; equal; AMD EPYC" in shown
     assert "floor x 2.00   1.50 GB" in shown
 
 

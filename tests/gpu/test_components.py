@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.components import masks, serpentine
+from bench.post import masks, serpentine
 from kernels.components import (
     Connectivity,
     component_table,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from bench.components import serpentine
+from bench.post import serpentine
 
 REACH = {6: 1, 18: 2, 26: 3}  # in how many axes two neighbours may lie apart
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from bench.components import serpentine
+from bench.post import serpentine
 from kernels import components
 from kernels.components import (
     Connectivity,

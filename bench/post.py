@@ -6,8 +6,10 @@ they are installed, and cc3d with its copies to the host and back.
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,28 +22,45 @@ from scipy import ndimage
 from skimage import measure
 from torch import Tensor
 
-from bench.measure import Measurement, in_turn, in_turn_on_gpu
+from bench.ceilings import ceilings
+from bench.measure import Comparison, Measurement, in_turn, in_turn_on_gpu
 from kernels.components import lesion_mask
+from planner.plan import Triple
 
 Mask = NDArray[np.uint8]
 
-HUNDREDS_OF_LESIONS = (182, 218, 182)
-SHAPE = (197, 233, 189)
+HUNDREDS = "some hundred blobs and specks"
+HUNDREDS_OF_LESIONS: Triple = (182, 218, 182)
+SHAPE: Triple = (197, 233, 189)
+QUICK: Triple = (99, 117, 95)
 THRESHOLD = np.float32(0.2)
 SMALLEST = 5  # voxels of 1 mm3: more than 4 mm3
+OWN_MEMORY = ("CuPy", "cuCIM")  # contenders whose memory torch does not see
 
 
-def run() -> list[Measurement]:
-    """A map with some hundred blobs and specks, then masks from empty to full; the answers are compared first."""
-    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=HUNDREDS_OF_LESIONS).astype(np.float32), 1.5)
-    probability = np.clip(0.5 + (noise - 0.2) * 2, 0, 1).astype(np.float32)
-    measured = [_on_cpu("some hundred blobs and specks", probability, repeats=7)]
-    for kind, mask in masks(SHAPE).items():
-        probability = np.where(mask, np.float32(0.9), np.float32(0.1))
-        measured.append(_on_cpu(kind, probability, repeats=3))
+def comparisons(quick: bool) -> list[Comparison]:
+    """A map with some hundred blobs and specks, then masks from empty to full, these on a GPU, too, where one is."""
+    blobs, shape = (QUICK, QUICK) if quick else (HUNDREDS_OF_LESIONS, SHAPE)
+    repeats = 1 if quick else 7
+    what = f"{blobs}, {HUNDREDS}"
+    rows = [Comparison(what=what, run=partial(_on_cpu, what, partial(_blobs, blobs), repeats))]
+    for kind in masks((8, 8, 8)):
+        what, drawn = f"{shape}, {kind}", partial(_flat, kind, shape)
+        rows.append(Comparison(what=what, run=partial(_on_cpu, what, drawn, min(repeats, 3))))
         if torch.cuda.is_available():
-            measured.append(_on_gpu(kind, probability))
-    return measured
+            what += ", on the GPU"
+            rows.append(Comparison(what=what, run=partial(_on_gpu, what, drawn)))
+    return rows
+
+
+def _blobs(shape: Triple) -> NDArray[np.float32]:
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=shape).astype(np.float32), 1.5)
+    return np.asarray(np.clip(0.5 + (noise - 0.2) * 2, 0, 1), dtype=np.float32)
+
+
+def _flat(kind: str, shape: Triple) -> NDArray[np.float32]:
+    """0.9 in the mask and 0.1 beside it."""
+    return np.asarray(np.where(_masks(shape)[kind], np.float32(0.9), np.float32(0.1)))
 
 
 def masks(shape: tuple[int, int, int]) -> dict[str, NDArray[np.bool_]]:
@@ -57,6 +76,9 @@ def masks(shape: tuple[int, int, int]) -> dict[str, NDArray[np.bool_]]:
         "full": np.ones(shape, bool),
         "serpentine": serpentine(shape),
     }
+
+
+_masks = functools.lru_cache(maxsize=1)(masks)
 
 
 def serpentine(shape: tuple[int, int, int]) -> NDArray[np.bool_]:
@@ -83,7 +105,8 @@ def _boxes(shape: tuple[int, int, int], count: int, rng: np.random.Generator) ->
     return mask
 
 
-def _on_cpu(kind: str, probability: NDArray[np.float32], *, repeats: int) -> Measurement:
+def _on_cpu(what: str, drawn: Callable[[], NDArray[np.float32]], repeats: int) -> Measurement:
+    probability = drawn()
     contenders: dict[str, Callable[[], Mask]] = {
         "strokenet": lambda: _ours(probability),
         "cc3d.dust": lambda: _dust(probability),
@@ -91,23 +114,39 @@ def _on_cpu(kind: str, probability: NDArray[np.float32], *, repeats: int) -> Mea
         "scikit-image": lambda: _labelled(_skimage, probability),
     }
     _compare(contenders)
-    return in_turn("components", _what(kind, probability), contenders, repeats=repeats)
+    return replace(in_turn("post", what, contenders, repeats=repeats), answers=_answers(probability))
 
 
-def _on_gpu(kind: str, probability: NDArray[np.float32]) -> Measurement:
-    """GPU time from the map on the device to the mask on the device."""
+def _on_gpu(what: str, drawn: Callable[[], NDArray[np.float32]]) -> Measurement:
+    """GPU time from the map on the device to the mask on the device. The floor: the map read, the mask written."""
+    probability = drawn()
     on_gpu = torch.from_numpy(probability).cuda()
     contenders: dict[str, Callable[[], Tensor]] = {
         "strokenet": lambda: _ours_on_gpu(on_gpu),
         "strokenet, CUDA graph": _captured(on_gpu),
     }
-    if importlib.util.find_spec("cupy"):
+    if _labels("cupyx.scipy.ndimage"):
         contenders["CuPy"] = lambda: _cupy(on_gpu)
-    if importlib.util.find_spec("cucim"):
+    if _labels("cucim.skimage.measure"):
         contenders["cuCIM"] = lambda: _cucim(on_gpu)
     contenders["cc3d.dust, both copies"] = lambda: torch.from_numpy(_dust(on_gpu.cpu().numpy())).cuda()
     _compare({name: partial(_to_host, call) for name, call in contenders.items()})
-    return in_turn_on_gpu("components", _what(kind, probability) + ", on the GPU", contenders)
+    measured = in_turn_on_gpu("post", what, contenders)
+    return replace(
+        measured,
+        answers=_answers(probability),
+        floor_ms=1000 * 5 * probability.size / ceilings(torch.float32, on_gpu.device).bytes,
+        peaks_gb={name: peak for name, peak in measured.peaks_gb.items() if name not in OWN_MEMORY},
+    )
+
+
+def _labels(name: str) -> bool:
+    """Whether a peer's module and its `label` can be imported; where not, for want of a library say, it is said."""
+    try:
+        return callable(importlib.import_module(name).label)
+    except (ImportError, AttributeError) as error:
+        print(f"{name}: not a contender here ({error})")
+        return False
 
 
 def _to_host(call: Callable[[], Tensor]) -> Mask:
@@ -118,12 +157,12 @@ def _compare(contenders: Mapping[str, Callable[[], Mask]]) -> None:
     expected = next(iter(contenders.values()))()
     for name, call in contenders.items():
         if not np.array_equal(call(), expected):
-            raise RuntimeError(f"components: {name} gives another mask than ours")
+            raise RuntimeError(f"post: {name} gives another mask than ours")
 
 
-def _what(kind: str, probability: NDArray[np.float32]) -> str:
+def _answers(probability: NDArray[np.float32]) -> str:
     count = int(cc3d.connected_components(_ours(probability), return_N=True)[1])
-    return f"{probability.shape}, {kind}, {count} lesions left"
+    return f"equal, {count} lesions left"
 
 
 def _ours(probability: NDArray[np.float32]) -> Mask:
