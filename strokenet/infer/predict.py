@@ -23,6 +23,7 @@ from planner.plan import Plan, PostprocessRule
 from strokenet.data.case import Case, case_from_images, with_channels
 from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
+from strokenet.infer.brain_box import brain_logits
 from strokenet.infer.config import InferConfig, mask_rule
 from strokenet.infer.engine import Engine
 from strokenet.infer.memory import peak_memory_bytes
@@ -84,7 +85,11 @@ def predict_case(engine: Engine, case: Case, track: Track = silent) -> Predictio
     plan, config = engine.model.plan, engine.config
     _announce_memory(case, plan)
     prepared = preprocess(completed(case, engine.model), plan)
-    answer = engine.logits(torch.from_numpy(prepared.image), track)
+    image = torch.from_numpy(prepared.image)
+    if config.crop == "brain":
+        answer = brain_logits(engine, case, image, prepared.origin, track)
+    else:
+        answer = engine.logits(image, track)
     # NaN is above no threshold: the mask would be empty and look like an answer
     if not all(torch.isfinite(part).all() for part in answer):
         raise InputError(f"{case.case_id}: the network's answer holds NaN or infinity; try --precision fp32")
