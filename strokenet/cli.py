@@ -338,6 +338,13 @@ def adapt(model: Path, target: Path, out: Path, pairs: tuple[str, ...], seed: in
     type=click.Choice(["improved", "exact"]),
     help="Sum tiles in float32, or round as nnU-Net does [default: the plan's].",
 )
+@click.option(
+    "--crop",
+    type=click.Choice(["nonzero", "brain"]),
+    default="nonzero",
+    show_default=True,
+    help="What is tiled: all of the scan that is not zero, or the brain alone: fewer tiles, another answer.",
+)
 @click.option("--threshold", type=click.FloatRange(0, 1, max_open=True), help="Lesion above it [default: the plan's].")
 @click.option("--min-volume", "min_volume_mm3", type=click.FloatRange(min=0), help="mm3 [default: the plan's].")
 @click.option("--no-postprocess", is_flag=True, help="Most probable label, nothing removed.")

@@ -15,6 +15,7 @@ from strokenet.infer.sliding_window import WindowRules
 from strokenet.model.device import Precision, choose_inference_dtype
 
 Mirroring = Literal["none", "plan", "full"]
+Crop = Literal["nonzero", "brain"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,9 @@ class InferConfig:
     agreement: of `infer`: each channel alone beside all of them, where the model knows subsets (agreement.py); costs an
     inference a channel. native_scan: the prepared scan, "flair_2" for one, to whose grid the native mask goes; None:
     the reference. folds, device: of `infer`, too; a Model in memory has them already. semantics: "exact" repeats
-    nnU-Net's rounding, "improved" sums in float32. Of `infer`, too: shard: the part of the cases to segment; recompute:
-    also those that are finished, and those whose masks someone has changed.
+    nnU-Net's rounding, "improved" sums in float32. crop: "brain" tiles a tighter box, and that is another answer
+    (brain_box.py). Of `infer`, too: shard: the part of the cases to segment; recompute: also those that are finished,
+    and those whose masks someone has changed.
     """
 
     tta: Mirroring = "plan"
@@ -42,6 +44,7 @@ class InferConfig:
     agreement: bool = True
     native_scan: str | None = None
     semantics: Semantics | None = None
+    crop: Crop = "nonzero"
     device: str = "auto"
     shard: Shard | None = None
     recompute: bool = False
@@ -51,6 +54,8 @@ class InferConfig:
             raise InputError(f"--tta {self.tta!r}; allowed: {', '.join(get_args(Mirroring))}")
         if self.semantics not in (None, *get_args(Semantics)):
             raise InputError(f"--semantics {self.semantics!r}; allowed: {', '.join(get_args(Semantics))}")
+        if self.crop not in get_args(Crop):
+            raise InputError(f"--crop {self.crop!r}; allowed: {', '.join(get_args(Crop))}")
         if self.threshold is not None and not 0 <= self.threshold < 1:  # not: NaN too
             raise InputError(f"--threshold {self.threshold}; allowed: 0 <= threshold < 1")
         if self.min_volume_mm3 is not None and not 0 <= self.min_volume_mm3 < math.inf:

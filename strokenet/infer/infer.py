@@ -28,6 +28,7 @@ from strokenet.data.files import replacing
 from strokenet.data.header import Header
 from strokenet.data.track import Track, silent
 from strokenet.infer.agreement import Agreement, agreement_of
+from strokenet.infer.brain_box import check_brain_finder
 from strokenet.infer.config import InferConfig, arithmetic, mask_rule, mirror_axes, window_rules
 from strokenet.infer.engine import Engine
 from strokenet.infer.manifest import FOLDER, FileState, finished_row, recipe, state_of, write_manifest
@@ -77,10 +78,12 @@ def infer(
         a row a case of this share, in the order of the inputs.
 
     Raises:
-        InputError: the model cannot be used, `out` cannot be written, or an output would replace an input or a file
-            of a case that no run knows. A bad case does not raise.
+        InputError: the model or --crop brain cannot be used, `out` cannot be written, or an output would replace an
+            input or a file of a case that no run knows. A bad case does not raise.
     """
     check_names(inputs)
+    if config.crop == "brain":
+        check_brain_finder()
     own = config.shard.share(inputs) if config.shard else tuple(inputs)
     if config.shard:
         _log.info("part %s, as %s says: %d of %d cases", config.shard, config.shard.of, len(own), len(inputs))

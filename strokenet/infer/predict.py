@@ -27,6 +27,7 @@ from planner.plan import Plan, PostprocessRule
 from strokenet.data.case import Case, case_from_images, with_channels
 from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
+from strokenet.infer.brain_box import brain_logits
 from strokenet.infer.config import InferConfig, mask_rule
 from strokenet.infer.engine import Engine
 from strokenet.infer.memory import peak_memory_bytes
@@ -36,7 +37,7 @@ from strokenet.infer.sliding_window import WindowRules
 from strokenet.model.checkpoint import Model
 from strokenet.preprocess.memory import available_bytes
 from strokenet.preprocess.normalise import blank_channels
-from strokenet.preprocess.preprocess import Origin, Prepared, preprocess, turned
+from strokenet.preprocess.preprocess import Origin, Prepared, preprocess, turned_image
 
 Image = TypeVar("Image")
 _log = logging.getLogger("strokenet")
@@ -104,7 +105,10 @@ def predict_case(engine: Engine, case: Case, track: Track = silent) -> Predictio
 def _predict_case(engine: Engine, case: Case, track: Track) -> Prediction:
     plan, config = engine.model.plan, engine.config
     prepared = preprocess(completed(case, engine.model), plan, engine.place)
-    answer = engine.logits(prepared.image, track).to(engine.place)
+    if config.crop == "brain":
+        answer = brain_logits(engine, case, prepared.image, prepared.origin, track).to(engine.place)
+    else:
+        answer = engine.logits(prepared.image, track).to(engine.place)
     # NaN is above no threshold: the mask would be empty and look like an answer
     if not torch.isfinite(answer).all():
         raise InputError(f"{case.case_id}: the network's answer holds NaN or infinity; try --precision fp32")
@@ -148,7 +152,7 @@ def _field(case: Case, rule: PostprocessRule, prepared: Prepared, device: torch.
     """`field_of_view` of the given channels, of what lies in the crop; a hole of a channel does. (*box) bool."""
     if rule.common_field:
         origin = prepared.origin
-        return common_field(turned(case.image, origin.turn, device)[:, *origin.box.slices])
+        return common_field(turned_image(case.image, origin.turn, device)[:, *origin.box.slices])
     return prepared.inside.to(device) if rule.scanned_only else None
 
 

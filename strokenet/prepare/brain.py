@@ -37,6 +37,10 @@ MARGIN = 0.1  # of the box's size, added at either end
 _DEPRECATED = "`torch.jit.load` is deprecated. Please switch to `torch.export`."
 
 
+class NoBrain(InputError):
+    """No brain was found in a scan."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Brain:
     """mask: (D, H, W) bool. volume_ml: its volume. method: how it was found."""
@@ -53,14 +57,14 @@ def brain_by_network(array: NDArray[np.float32], geometry: Geometry) -> Brain:
         array: (D, H, W) float32, any contrast, D to the head, H to the front, W to the right.
 
     Raises:
-        InputError: deepbet is missing or not the version whose weights are known, or no brain was found.
+        NoBrain: no brain was found. InputError: deepbet is missing or not the version whose weights are known.
     """
     folder = weights_folder()
     volume = torch.from_numpy(np.array(array.transpose(2, 1, 0)))  # (D, H, W) -> (W, H, D), a copy: x, y, z of RAS
     coarse = functional.interpolate(volume[None, None], COARSE, mode="nearest-exact")[0, 0]
     low, high = (float(value) for value in np.quantile(coarse.numpy(), RANGE))
     if not high > low:
-        raise InputError("no brain found, the scan is almost empty; check the scan or give a brain mask")
+        raise NoBrain("no brain found, the scan is almost empty; check the scan or give a brain mask")
     box = _box(_predict(folder / "bbox_model.pt", coarse, low, high) > 0.5, array.shape[::-1])
     inside = volume[box.slices]
     fine = functional.interpolate(inside[None, None], FINE, mode="nearest-exact")[0, 0]
@@ -80,11 +84,11 @@ def make_brain(mask: NDArray[np.bool_], geometry: Geometry, method: str) -> Brai
     """The largest piece (26-connected) of a mask, its holes filled.
 
     Raises:
-        InputError: the mask is empty.
+        NoBrain: the mask is empty.
     """
     labels, sizes = label_components(mask)
     if len(sizes) < 2:
-        raise InputError(f"no brain found ({method}); check the scan or give a brain mask")
+        raise NoBrain(f"no brain found ({method}); check the scan or give a brain mask")
     piece = fill_holes(labels == 1 + int(np.argmax(sizes[1:])))
     volume_ml = float(piece.sum()) * geometry.voxel_volume_mm3 / 1000
     return Brain(mask=piece, volume_ml=volume_ml, method=method)
@@ -98,7 +102,10 @@ def weights_folder() -> Path:
     """
     found = importlib.util.find_spec("deepbet")  # does not import it
     if found is None or found.origin is None:
-        raise InputError('deepbet is not installed; run `pip install "strokenet[mri]"`, or give a brain mask or none')
+        raise InputError(
+            'deepbet, which finds the brain, is not installed; run `pip install "strokenet[mri]"`, or do without it '
+            "(prepare: --brain MASK or none; infer: --crop nonzero)"
+        )
     folder = Path(found.origin).parents[1] / "data" / "models"
     for name, known in WEIGHTS.items():
         check_sha256(folder / name, known)
@@ -137,7 +144,7 @@ def _box(coarse: NDArray[np.bool_], shape: tuple[int, ...]) -> Box:
     piece = labels == 1 + int(np.argmax(sizes[1:])) if len(sizes) > 1 else np.zeros_like(coarse)
     full = [piece.mean(axis=tuple(b for b in range(3) if b != axis)) > SLICE_SHARE for axis in range(3)]
     if not all(used.any() for used in full):
-        raise InputError("no brain found (deepbet); check the scan or give a brain mask")
+        raise NoBrain("no brain found (deepbet); check the scan or give a brain mask")
     box = bounding_box(full[0][:, None, None] & full[1][None, :, None] & full[2][None, None, :])
     start, stop = [], []
     for a, b, n, m in zip(box.start, box.stop, shape, coarse.shape, strict=True):

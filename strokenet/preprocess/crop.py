@@ -44,7 +44,8 @@ class Box:
 
 def bounding_box(mask: NDArray[np.bool_] | Tensor) -> Box:
     """The tight box of a mask (D, H, W) bool; the whole volume where the mask is empty."""
-    voxels = torch.as_tensor(mask).view(torch.uint8)  # of bytes torch's maximum is fast, of booleans its `any` is not
+    voxels = mask if isinstance(mask, Tensor) else torch.from_numpy(np.ascontiguousarray(mask))
+    voxels = voxels.view(torch.uint8)  # of bytes torch's maximum is fast, of booleans its `any` is not
     plane = voxels.amax(0)
     profiles = torch.cat([voxels.amax(2).amax(1), plane.amax(1), plane.amax(0)]).cpu().numpy()  # one wait for a GPU
     ends = []

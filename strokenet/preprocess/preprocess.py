@@ -78,7 +78,7 @@ def preprocess(case: Case, plan: Plan, device: torch.device = CPU) -> Prepared:
             "read the case with these"
         )
     turn = case_turn(case.geometry, plan.orientation).then(plan.transpose)
-    image = turned(case.image, turn, device)
+    image = turned_image(case.image, turn, device)
     spacing = turn.permute(case.geometry.spacing)
     box, inside = nonzero_box(image)
     label = None
@@ -103,7 +103,7 @@ def preprocess(case: Case, plan: Plan, device: torch.device = CPU) -> Prepared:
     )
 
 
-def turned(image: NDArray[np.float32], turn: Turn, device: torch.device) -> Tensor:
+def turned_image(image: NDArray[np.float32], turn: Turn, device: torch.device) -> Tensor:
     """A case's image on a device, in network axes. (C, D, H, W) -> (C, *turned) float32."""
     return torch.from_numpy(np.ascontiguousarray(turn.apply(image), dtype=np.float32)).to(device)
 

@@ -37,9 +37,10 @@ def drawn_case(case_id: str, seed: int, *, shape: tuple[int, int, int] = (20, 24
     label[:3, :3, :3] = -1
     return Prepared(
         case_id=case_id,
-        image=image.astype(np.float32),
+        image=torch.from_numpy(image.astype(np.float32)),
         label=label,
         foreground={1: np.argwhere(label == 1)},
+        inside=torch.from_numpy(label >= 0),
         origin=Origin(
             geometry=Geometry(shape=shape, spacing=(1.0, 1.0, 1.0), affine=np.eye(4)),
             turn=AS_STORED,
