@@ -30,12 +30,11 @@ from strokenet.data.track import Track, silent
 from strokenet.infer.brain_box import brain_logits
 from strokenet.infer.config import InferConfig, mask_rule
 from strokenet.infer.engine import Engine
-from strokenet.infer.memory import peak_memory_bytes
+from strokenet.infer.memory import free_bytes, peak_memory_bytes
 from strokenet.infer.postprocess import common_field, postprocess
 from strokenet.infer.restore import place_back, place_back_probability, resample_logits
 from strokenet.infer.sliding_window import WindowRules
 from strokenet.model.checkpoint import Model
-from strokenet.preprocess.memory import available_bytes
 from strokenet.preprocess.normalise import blank_channels
 from strokenet.preprocess.preprocess import Origin, Prepared, preprocess, turned_image
 
@@ -98,7 +97,7 @@ def predict_case(engine: Engine, case: Case, track: Track = silent) -> Predictio
     Raises:
         InputError: the case does not fit the plan, or the network's answer is not finite.
     """
-    _announce_memory(case, engine.model.plan)
+    _announce_memory(case, engine)
     return engine.within_memory(lambda: _predict_case(engine, case, track))
 
 
@@ -176,8 +175,9 @@ def in_channel_order(images: Mapping[str, Image], plan: Plan, *, subsets: bool =
     return {name: given[name.casefold()] for name in plan.channels if name.casefold() in given}
 
 
-def _announce_memory(case: Case, plan: Plan) -> None:
-    peak, free = peak_memory_bytes(plan, case.geometry), available_bytes()
+def _announce_memory(case: Case, engine: Engine) -> None:
+    peak = peak_memory_bytes(engine.model.plan, case.geometry, engine.rung.batch)
+    free = free_bytes(engine.rung.device)
     _log.info("%s: %s voxels, about %.1f GB at peak", case.case_id, case.geometry.shape, peak / 1e9)
     if free is not None and peak > free:
         _log.warning("%s: about %.1f GB may be needed, %.1f GB are free", case.case_id, peak / 1e9, free / 1e9)

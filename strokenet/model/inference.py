@@ -4,8 +4,9 @@
     numbers                 weights in the arithmetic's type once, not on every call; norms keep float32
     layout                  channels_last_3d on the CPU and on NVIDIA GPUs, where convolution and norm read rows of
                             channels; elsewhere torch's own
-    convolutions            on the CPU oneDNN's, where it has them. Of one sample with few channels torch itself takes a
-                            plain loop (T1 at 128^3 for one): 2.5 to 4 times slower, and of the other layout
+    convolutions            on the CPU oneDNN's, where it has them. Of one sample with few channels in or out torch
+                            itself takes a plain loop (T1 at 128^3 for one, and the head): 2.5 to 4 times slower, and of
+                            the other layout
 
 Comes in: a UNet. Goes out: a module that answers like it. Training never sees this form.
 """
@@ -30,11 +31,16 @@ class InferenceNetwork(nn.Module):
         self.heads, self.dtype = network.heads, dtype
         self.layout = torch.channels_last_3d if device.type in ("cpu", "cuda") else torch.contiguous_format
         self.network = _copied(network, lambda module, parameter: self._converted(module, parameter, device))
-        for module in list(self.network.modules()):
-            if isinstance(module, ConvBlock):
-                module.conv.bias = None
-                if device.type == "cpu" and onednn_computes(dtype):
-                    module.conv = OneDnnConvolution(module.conv)  # type: ignore[assignment]
+        blocks = [module for module in self.network.modules() if isinstance(module, ConvBlock)]
+        for block in blocks:
+            block.conv.bias = None
+        if device.type == "cpu" and onednn_computes(dtype):
+            for block in blocks:
+                block.conv = OneDnnConvolution(block.conv)  # type: ignore[assignment]
+            heads = self.network.decoder.seg_layers
+            head = heads[-1]  # of full resolution, the one that answers
+            assert isinstance(head, nn.Conv3d)
+            heads[-1] = OneDnnConvolution(head)
         self.eval()
 
     def _converted(self, module: nn.Module, parameter: Tensor, device: torch.device) -> Tensor:
@@ -77,14 +83,14 @@ def _copied(network: UNet, converted: Callable[[nn.Module, Tensor], Tensor]) -> 
 
 
 class OneDnnConvolution(nn.Module):
-    """A convolution without a bias by oneDNN, whatever its size: channels_last_3d in and out, on the CPU."""
+    """A convolution by oneDNN, whatever its size: channels_last_3d in and out, on the CPU."""
 
     def __init__(self, convolution: nn.Conv3d):
         super().__init__()
         assert isinstance(convolution.padding, tuple)
-        self.weight, self.groups = convolution.weight, convolution.groups
+        self.weight, self.bias, self.groups = convolution.weight, convolution.bias, convolution.groups
         self.sizes = (convolution.padding, convolution.stride, convolution.dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, D, H, W) -> (N, K, D / stride, H / stride, W / stride)."""
-        return torch.mkldnn_convolution(x, self.weight, None, *self.sizes, self.groups)
+        return torch.mkldnn_convolution(x, self.weight, self.bias, *self.sizes, self.groups)

@@ -227,6 +227,19 @@ def test_the_inference_form_takes_the_fast_norm(monkeypatch: pytest.MonkeyPatch)
     assert len(taken) == sum(isinstance(module, ConvBlock) for module in network.modules())
 
 
+def test_every_convolution_of_the_inference_form_is_onednns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But the transposed ones; the head too, of which torch has a plain loop."""
+    taken = []
+    real = torch.mkldnn_convolution
+    monkeypatch.setattr(torch, "mkldnn_convolution", lambda *given: taken.append(given[1].shape[0]) or real(*given))
+    network = build_network(tiny_plan()).eval()
+    form = InferenceNetwork(network, torch.float32, CPU)
+    with torch.inference_mode():
+        form(torch.zeros(1, 2, 16, 16, 16) + torch.randn(1))
+    assert len(taken) == 1 + sum(isinstance(module, ConvBlock) for module in network.modules())
+    assert taken[-1] == network.heads
+
+
 def test_bfloat16_answers_as_float32_but_for_its_rounding(model: Model, case: Case) -> None:
     """On any CPU: where it has no such arithmetic oneDNN emulates it, slowly and equally."""
     exact, rounded = (predict_case(Engine(model, InferConfig(precision=p)), case) for p in ("fp32", "bf16"))

@@ -444,7 +444,7 @@ def test_an_answer_that_is_not_finite_is_an_error_and_no_empty_mask(model: Path,
 def test_the_peak_is_told_before_it_is_taken(
     model: Path, scans: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("strokenet.infer.predict.available_bytes", lambda: 1000)
+    monkeypatch.setattr("strokenet.infer.memory.available_bytes", lambda: 1000)
     with caplog.at_level(logging.INFO, logger="strokenet"):
         infer_folder(model, scans, tmp_path / "out", DEFAULT, silent)
     told = [record.getMessage() for record in caplog.records]
