@@ -282,11 +282,13 @@ def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> Non
 def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
     """Train one fold of WORK."""
     from strokenet.console import tracking
+    from strokenet.model.device import keep_freed_memory
     from strokenet.report import show_training
     from strokenet.train.run import TrainConfig
     from strokenet.train.train import train as run
     from strokenet.workspace import Workspace
 
+    keep_freed_memory()
     with tracking(_start(verbose)) as track:
         result = run(Workspace(work), TrainConfig(**options), track)
     show_training(result, as_json=as_json)
@@ -387,6 +389,7 @@ def infer(
     from strokenet.infer.infer import InferConfig, infer_folder, infer_one
     from strokenet.infer.shard import launched_shard, shard_from_words
     from strokenet.infer.validation import infer_validation
+    from strokenet.model.device import keep_freed_memory
     from strokenet.report import show_inference
 
     numbers = tuple(folds.split(",")) if folds else None
@@ -395,6 +398,7 @@ def infer(
     config = InferConfig(folds=numbers, postprocess=not no_postprocess, shard=part, **options)
     if bool(files) + validation + (input_dir is not None) != 1:
         raise click.UsageError("give one of INPUT_DIR, --validation, or one case by --t1, --flair, --channel")
+    keep_freed_memory()
     with tracking(_start(verbose)) as track:
         if validation:
             results = infer_validation(model, out, config, track)

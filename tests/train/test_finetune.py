@@ -86,7 +86,9 @@ def styled_case(case_id: str, seed: int, *, corrected: bool) -> Prepared:
     core, both = distance < 12, distance < 32
     image = rng.normal(0, 0.3, (2, *shape)) + CORE * core + RIM * (both & ~core)
     label = (both if corrected else core).astype(np.int16)
-    return replace(case, image=image.astype(np.float32), label=label, foreground={1: np.argwhere(label == 1)})
+    return replace(
+        case, image=torch.from_numpy(image.astype(np.float32)), label=label, foreground={1: np.argwhere(label == 1)}
+    )
 
 
 def styled_workspace(root: Path, *, corrected: bool) -> Workspace:
@@ -101,7 +103,7 @@ def dice_on(root: Path, cases: Sequence[Prepared]) -> float:
     """Mean Dice of whole volumes, 2 |P and R| / (|P| + |R|) by hand."""
     model, scores = load_model(root), []
     for case in cases:
-        logits = predict_logits(model.networks, torch.from_numpy(case.image), patch=model.plan.patch)
+        logits = predict_logits(model.networks, case.image, patch=model.plan.patch)
         found, true = (logits.argmax(0) == 1).numpy(), case.label == 1
         scores.append(2 * (found & true).sum() / (found.sum() + true.sum()))
     return float(np.mean(scores))
