@@ -150,12 +150,15 @@ class Decoder(nn.Module):
         self.seg_layers = nn.ModuleList(seg_layers)
 
     def forward(self, maps: list[Tensor], *, all_levels: bool) -> list[Tensor]:
-        """Logits (N, K, D, H, W), full resolution first; only that one unless all_levels. maps: of the Encoder."""
-        x = maps[-1]
+        """Logits (N, K, D, H, W), full resolution first; only that one unless all_levels.
+
+        maps: of the Encoder; taken out as they are used, because the last one alone may be a tenth of the memory.
+        """
+        x = maps.pop()
         logits = []
         last = len(self.stages) - 1
         for u, (up, stack, head) in enumerate(zip(self.transpconvs, self.stages, self.seg_layers, strict=True)):
-            x = stack(torch.cat([up(x), maps[-2 - u]], dim=1))  # concat order: [from below, skip]
+            x = stack(torch.cat([up(x), maps.pop()], dim=1))  # concat order: [from below, skip]
             if all_levels or u == last:
                 logits.append(head(x))
         return logits[::-1]
