@@ -198,7 +198,7 @@ def build_network(plan: Plan) -> UNet:
 
 def _initialise(module: nn.Module) -> None:
     """He normal for LeakyReLU(0.01), fan-in; biases zero (Isensee 2021, Methods)."""
-    if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+    if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)) and not module.weight.is_meta:  # no numbers: torch needs 2 s
         nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
