@@ -16,7 +16,7 @@ from skimage.transform import resize
 from torch import Tensor
 
 from bench.measure import CPU, Comparison, Measurement, in_turn
-from kernels.resample import resample, resize_image
+from kernels.resample import resample
 from planner.plan import Triple
 
 Pair = tuple[Triple, Triple]
@@ -42,7 +42,7 @@ def _on_cpu(what: str, old: Triple, new: Triple) -> Measurement:
     image = _drawn(old)
     return _compared(
         what,
-        lambda: resize_image(torch.from_numpy(image), new, order=3)[0],
+        lambda: resample(torch.from_numpy(image), new, order=3)[0],
         "scikit-image",
         lambda: _skimage(image[0], new),
         CPU,

@@ -3,8 +3,8 @@
     filled = mask | { v : the background component of v touches no face }
 
 scipy.ndimage.binary_fill_holes is the reference; it grows from the border, a dilation after the other. Here one
-labelling of the background and one look-up: 9 million voxels, one core: 0.1 s, scipy 4 s. A tensor on a GPU is filled
-there, and nothing is waited for.
+labelling of the background and one look-up: a stripped head in 197 x 233 x 189, one core: 83 ms, scipy 282 ms. A tensor
+on a GPU is filled there, and nothing is waited for.
 """
 
 from __future__ import annotations

@@ -86,8 +86,12 @@ def resample_operator(image: Tensor, shape: Triple, order: Order, slice_axis: in
     return out.to(image.dtype)
 
 
-def resample(image: Tensor, shape: Triple, *, order: Order, slice_axis: int | None = None) -> Tensor:
+def resample(
+    image: Tensor, shape: Triple, *, order: Order, slice_axis: int | None = None, exact: bool = False
+) -> Tensor:
     """Resamples every channel on its own and clips it to its old range.
+
+    One channel after the other: float64 of a whole image would fill twice its memory.
 
     Args:
         image: (C, D, H, W), any floating type and device.
@@ -95,6 +99,7 @@ def resample(image: Tensor, shape: Triple, *, order: Order, slice_axis: int | No
         order: 0 nearest, 1 linear, 3 cubic spline.
         slice_axis: spatial axis whose slices are images of their own (2D interpolation, each clipped to its own
             range); its size must not change.
+        exact: by scipy itself; the last bits of its sums decide where a value between two float16 numbers goes.
 
     Returns:
         (C, D', H', W'), type and device of the image.
@@ -103,26 +108,12 @@ def resample(image: Tensor, shape: Triple, *, order: Order, slice_axis: int | No
         raise ValueError(f"slices along axis {slice_axis}: {image.shape[1 + slice_axis]} cannot become {shape}")
     if tuple(image.shape[1:]) == tuple(shape):
         return image
-    if choose_resample().implementation == "reference":
-        return resample_reference(image, shape, order, slice_axis)
-    return resample_operator(image, shape, order, slice_axis)
-
-
-def resize_image(
-    image: Tensor, shape: Triple, *, order: Order, slice_axis: int | None = None, exact: bool = False
-) -> Tensor:
-    """`resample`, one channel at a time: float64 of a whole image would fill twice its memory.
-
-    exact: by scipy itself; the last bits of its sums decide where a value between two float16 numbers goes.
-    (C, D, H, W) -> (C, D', H', W'), type and device of the image.
-    """
-    if tuple(image.shape[1:]) == tuple(shape):
-        return image
-    resized = image.new_empty((len(image), *shape))
-    run = resample_reference if exact else resample
-    for channel, out in zip(image, resized, strict=True):
-        out.copy_(run(channel[None], shape, order=order, slice_axis=slice_axis)[0])
-    return resized
+    plain = exact or choose_resample().implementation == "reference"
+    run = resample_reference if plain else resample_operator
+    resampled = image.new_empty((len(image), *shape))
+    for channel, out in zip(image, resampled, strict=True):
+        out.copy_(run(channel[None], shape, order, slice_axis)[0])
+    return resampled
 
 
 def resize_labels(label: NDArray[np.int16], shape: Triple, *, order: Literal[0, 1] = 1) -> NDArray[np.int16]:
@@ -214,7 +205,7 @@ def _along(image: Tensor, n_new: int, order: Order, axis: int) -> Tensor:
     return out
 
 
-@functools.lru_cache(maxsize=64)  # the axes of a cohort's cases are few, and scipy takes 10 ms for the matrix of one
+@functools.lru_cache(maxsize=64)  # the axes of a cohort's cases are few, and scipy takes 15 ms for the matrix of one
 def _bands(
     n_old: int, n_new: int, order: Order, dtype: torch.dtype, device: torch.device
 ) -> tuple[tuple[int, int, Tensor], ...]:

@@ -62,8 +62,10 @@ def demo(out: Path, minutes: float, seed: int, verbose: int, as_json: bool) -> N
     """The whole method on an embedded cohort: no download, a score table and pictures at the end."""
     from strokenet.console import tracking
     from strokenet.demo import DemoConfig, run_demo
+    from strokenet.memory import keep_freed_memory
     from strokenet.report import show_demo
 
+    keep_freed_memory()
     with tracking(_start(verbose)) as track:
         outcome = run_demo(out, DemoConfig(minutes=minutes, seed=seed), track)
     show_demo(outcome, as_json=as_json)
@@ -282,7 +284,7 @@ def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> Non
 def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
     """Train one fold of WORK."""
     from strokenet.console import tracking
-    from strokenet.model.device import keep_freed_memory
+    from strokenet.memory import keep_freed_memory
     from strokenet.report import show_training
     from strokenet.train.run import TrainConfig
     from strokenet.train.train import train as run
@@ -389,7 +391,7 @@ def infer(
     from strokenet.infer.infer import InferConfig, infer_folder, infer_one
     from strokenet.infer.shard import launched_shard, shard_from_words
     from strokenet.infer.validation import infer_validation
-    from strokenet.model.device import keep_freed_memory
+    from strokenet.memory import keep_freed_memory
     from strokenet.report import show_inference
 
     numbers = tuple(folds.split(",")) if folds else None

@@ -21,9 +21,9 @@ from strokenet import __version__
 from strokenet.data.case import case_from_images, read_case
 from strokenet.data.nifti import write_mask
 from strokenet.infer.sliding_window import importance_map
+from strokenet.memory import available_bytes
 from strokenet.model.device import choose_device, choose_dtype, choose_inference_dtype
 from strokenet.model.network import UNet
-from strokenet.preprocess.memory import available_bytes
 
 PACKAGES = (  # all that the package asks for; triton, which comes with torch on a GPU; and the extra [mri]
     *("torch", "triton", "numpy", "scipy", "nibabel", "isal", "connected-components-3d", "batchgenerators"),

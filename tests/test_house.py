@@ -14,7 +14,7 @@ from tests.plans import paper_plan
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (  # a file imports from its own floor or a lower one
     ("planner", "kernels"),
-    ("strokenet/__init__", "strokenet/signals", "strokenet/data"),
+    ("strokenet/__init__", "strokenet/signals", "strokenet/memory", "strokenet/data"),
     ("strokenet/workspace", "strokenet/synth", "strokenet/prepare", "strokenet/preprocess"),
     ("strokenet/model",),
     ("strokenet/nnunet",),

@@ -4,10 +4,10 @@ Comes in: a Model and an InferConfig. Goes out: logits of preprocessed images. T
 (model/inference.py), on a GPU recorded as graphs (model/graphed.py), or for `exact` as they were trained; tiles and
 their mirror images go through them in batches.
 
-Where memory runs out the engine steps down a ladder, says so, stays there for the cases to come, and computes the same
-image again: fewer tiles at a time, then sums in the machine's memory, then everything on the CPU. The same sums are
-made on every rung; what differs is the order of a convolution's own additions, and on the CPU its arithmetic, where
-that of the GPU would be slow there.
+Where memory runs out the engine steps down a ladder, says so, stays there for the cases to come, and begins the image
+again, or the whole case where it was its maps that did not fit: fewer tiles at a time, then sums and maps in the
+machine's memory, then everything on the CPU. The same sums are made on every rung; what differs is the order of a
+convolution's own additions, and on the CPU its arithmetic, where that of the GPU would be slow there.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 
 from planner.plan import Plan
 from strokenet.data.geometry import Geometry
-from strokenet.preprocess.memory import available_bytes
+from strokenet.memory import available_bytes
 from strokenet.preprocess.preprocess import case_turn
 
 FLOAT = 4  # bytes

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import sys
 from typing import Literal
 
 import torch
@@ -13,7 +11,6 @@ from strokenet.data.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _log = logging.getLogger("strokenet")
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def choose_device(name: str, *, local: int = 0) -> torch.device:
@@ -81,19 +78,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or its library says that its memory is full; several say so in words alone."""
     words = str(error).casefold()
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "alloc_failed" in words
-
-
-def keep_freed_memory() -> bool:
-    """Lets glibc keep what is freed for what is asked for next; whether it could be told. For commands, not libraries.
-
-    By default every feature map of a large tile is mapped anew, and the system clears its tens of thousands of pages
-    one fault at a time: on two CPU cores a fifth of the time of a forward of torch's own layers, a tenth of that of the
-    inference form. The numbers do not change.
-    """
-    if sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
 
 
 def _own_gpu(local: int) -> torch.device:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
-from strokenet.preprocess.memory import available_bytes
+from strokenet.memory import available_bytes
 from strokenet.preprocess.workers import CaseFailure, in_process, in_processes
 
 Item = TypeVar("Item")

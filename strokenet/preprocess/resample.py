@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.resample import Order, nearest_index, resize_image, resize_labels
+from kernels.resample import Order, nearest_index, resample, resize_labels
 from strokenet.data.errors import InputError
 
 Triple = tuple[int, int, int]
@@ -65,9 +65,9 @@ def resample_image(
         return image
     axis = separate_axis(current, new)
     if axis is None:
-        return resize_image(image, shape, order=order, exact=exact)
+        return resample(image, shape, order=order, exact=exact)
     in_plane = _with(shape, axis, image.shape[1 + axis])
-    resized = resize_image(image, in_plane, order=order, slice_axis=axis, exact=exact)
+    resized = resample(image, in_plane, order=order, slice_axis=axis, exact=exact)
     nearest = torch.from_numpy(nearest_index(in_plane[axis], shape[axis]))
     return resized.index_select(1 + axis, nearest.to(image.device))
 

@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from strokenet.data.errors import InputError
-from strokenet.preprocess.memory import available_bytes
+from strokenet.memory import available_bytes
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

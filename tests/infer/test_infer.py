@@ -482,7 +482,7 @@ import sys
 from pathlib import Path
 from strokenet.infer import infer as station
 from strokenet.infer.infer import InferConfig, infer_folder
-from strokenet.model.device import keep_freed_memory
+from strokenet.memory import keep_freed_memory
 
 keep_freed_memory()  # as the command does
 pages, real = [], station.predict_case

@@ -43,7 +43,7 @@ def coarse_products() -> Iterator[None]:
 @pytest.mark.parametrize(("old", "new"), SHAPES)
 def test_images_equal_scikit_image(old: tuple[int, int, int], new: tuple[int, int, int], order: R.Order) -> None:
     image = _image(old)
-    resized = R.resize_image(torch.from_numpy(image), new, order=order).numpy()
+    resized = R.resample(torch.from_numpy(image), new, order=order).numpy()
     assert resized.dtype == np.float32
     expected = _skimage(image, new, order)
     spread = np.ptp(image, axis=(1, 2, 3), keepdims=True)
@@ -70,7 +70,7 @@ def test_a_constant_stays_constant(order: R.Order) -> None:
 def test_nothing_overshoots_the_range_of_its_channel() -> None:
     step = np.zeros((1, 8, 8, 8), np.float32)
     step[:, 4:] = 1000
-    resized = R.resize_image(torch.from_numpy(step), (19, 19, 19), order=3).numpy()
+    resized = R.resample(torch.from_numpy(step), (19, 19, 19), order=3).numpy()
     assert (resized.min(), resized.max()) == (0, 1000)
     assert R.axis_matrix(8, 19, 3).min() < 0  # it would have overshot
 
@@ -80,7 +80,7 @@ def test_slices_are_images_of_their_own(axis: int) -> None:
     image = _image((6, 7, 8))
     shape = [11, 12, 13]
     shape[axis] = image.shape[1 + axis]
-    resized = R.resize_image(torch.from_numpy(image), (shape[0], shape[1], shape[2]), order=3, slice_axis=axis).numpy()
+    resized = R.resample(torch.from_numpy(image), (shape[0], shape[1], shape[2]), order=3, slice_axis=axis).numpy()
     in_plane = tuple(n for a, n in enumerate(shape) if a != axis)
     for i in range(shape[axis]):
         expected = _skimage(image.take(i, 1 + axis), in_plane, 3)
@@ -89,7 +89,7 @@ def test_slices_are_images_of_their_own(axis: int) -> None:
 
 def test_a_slice_axis_cannot_change_its_size() -> None:
     with pytest.raises(ValueError, match="slices along axis 0"):
-        R.resize_image(torch.from_numpy(_image((6, 7, 8))), (7, 7, 9), order=3, slice_axis=0)
+        R.resample(torch.from_numpy(_image((6, 7, 8))), (7, 7, 9), order=3, slice_axis=0)
 
 
 @pytest.mark.parametrize("slice_axis", [None, 1])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -58,24 +56,3 @@ def test_each_process_of_a_machine_takes_a_gpu_of_its_own(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [choose_device(name, local=5).index for name in ("auto", "cuda", "cuda:3")] == [1, 1, 3]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only glibc, on Linux, can be told")
-def test_freed_memory_is_kept_and_not_mapped_anew() -> None:
-    """Pages that the system has to clear again, of 64 MB asked for ten times: all each time, or next to none."""
-    script = """
-import resource, sys, torch
-from strokenet.model.device import keep_freed_memory
-assert sys.argv[1] == "default" or keep_freed_memory()
-for _ in range(20):
-    torch.ones(2**24)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    torch.ones(2**24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    words = [sys.executable, "-c", script]
-    default, kept = (int(subprocess.check_output([*words, way], text=True)) for way in ("default", "kept"))
-    if default < 100_000:
-        pytest.skip(f"this C library keeps it by itself ({default} pages)")
-    assert kept < default / 4

