@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.ceilings import ceilings, module_flops
 from bench.measure import Comparison, Measurement, in_turn
-from strokenet.model.device import choose_inference_dtype, onednn_computes
+from strokenet.model.device import choose_dtype, onednn_computes
 from strokenet.model.inference import OneDnnConvolution
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # of |y - exact| / (1 + |exact|)
@@ -68,7 +68,7 @@ def comparisons(quick: bool) -> list[Comparison]:
     """Every layer in the arithmetic that inference takes here, and in float32. quick: half the edge, 3 repeats."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layers = [replace(layer, edge=layer.edge // 2) for layer in LAYERS] if quick else LAYERS
-    types = dict.fromkeys((choose_inference_dtype("auto", device), torch.float32))
+    types = dict.fromkeys((choose_dtype("auto", device), torch.float32))
     return [
         Comparison(what=_what(layer, dtype), run=partial(one, layer, dtype, device, repeats=3 if quick else 7))
         for layer in layers

@@ -30,7 +30,7 @@ from strokenet.data.case import read_case
 from strokenet.data.nifti import read_volume
 from strokenet.data.overlap import dice
 from strokenet.infer.sliding_window import tile_grid
-from strokenet.model.device import choose_device, choose_inference_dtype
+from strokenet.model.device import choose_device, choose_dtype
 from strokenet.preprocess.preprocess import preprocess
 from strokenet.workspace import Workspace
 
@@ -173,7 +173,7 @@ def _floor_seconds(case: Pair, way: Way) -> float:
     d, h, w = (max(size, edge) for size, edge in zip(image.shape[1:], plan.patch, strict=True))
     forwards = way.mirrors * len(tile_grid((d, h, w), plan.patch))
     device = choose_device("auto")
-    dtype = torch.float32 if way.exact else choose_inference_dtype("auto", device)
+    dtype = torch.float32 if way.exact else choose_dtype("auto", device)
     return forwards * forward_flops(plan) / ceilings(dtype, device).flops
 
 

@@ -24,7 +24,7 @@ from strokenet.data.nifti import write_mask
 from strokenet.infer.postprocess import postprocess
 from strokenet.infer.restore import place_back, resample_logits
 from strokenet.model.checkpoint import load_model
-from strokenet.model.device import choose_device, choose_inference_dtype
+from strokenet.model.device import choose_device, choose_dtype
 from strokenet.model.inference import TrainedForm
 from strokenet.preprocess.preprocess import preprocess
 
@@ -45,7 +45,7 @@ def main(model_root: Path, folder: Path, out: Path, device_name: str, mirror: bo
     (files,) = input_cases(folder, plan.channels)
     case = read_case(files.case_id, dict(zip(plan.channels, files.images, strict=True)))
     prepared = preprocess(case, plan, device)
-    network = TrainedForm(model.networks[0], choose_inference_dtype("auto", device), device)
+    network = TrainedForm(model.networks[0], choose_dtype("auto", device), device)
     with torch.inference_mode():
         answer = sliding_window_inference(
             prepared.image[None],

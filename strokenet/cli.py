@@ -275,6 +275,14 @@ def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> Non
 )
 @click.option("--validate-every", type=click.IntRange(min=0), default=0, help="Whole volumes every N epochs, 0 never.")
 @click.option("--precision", type=_PRECISION, default="auto", show_default=True, help="Numbers of the network.")
+@click.option(
+    "--step",
+    type=click.Choice(["fast", "reference"]),
+    default="fast",
+    show_default=True,
+    help="How a step is computed: fast, or by torch's own layers, to compare.",
+)
+@click.option("--compile", is_flag=True, help="The network by torch.compile; without it where that fails.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--resume", is_flag=True, help="Go on where the run stopped.")
 @click.option("--max-time", "max_time_minutes", type=click.FloatRange(min=0), help="Minutes after which to stop.")
@@ -283,7 +291,7 @@ def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> Non
 @_main_options
 def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
     """Train one fold of WORK."""
-    from strokenet.console import tracking
+    from strokenet.console import watching
     from strokenet.memory import keep_freed_memory
     from strokenet.report import show_training
     from strokenet.train.run import TrainConfig
@@ -291,8 +299,8 @@ def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
     from strokenet.workspace import Workspace
 
     keep_freed_memory()
-    with tracking(_start(verbose)) as track:
-        result = run(Workspace(work), TrainConfig(**options), track)
+    with watching(_start(verbose)) as (track, view):
+        result = run(Workspace(work), TrainConfig(**options), track, view)
     show_training(result, as_json=as_json)
     sys.exit(128 + result.signal if result.signal else 0)
 

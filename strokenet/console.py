@@ -7,14 +7,27 @@ import logging
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from strokenet.data.track import Track
+from strokenet.live import training_table
+
+if TYPE_CHECKING:  # a console does not wait for torch
+    from strokenet.train.moment import Moment, View
 
 Item = TypeVar("Item")
 
@@ -52,7 +65,32 @@ def start_logging(*, verbose: int = 0) -> Console:
 @contextmanager
 def tracking(console: Console) -> Iterator[Track]:
     """A Track that draws bars with the time left; loops may be nested. Draws nothing where stderr is no terminal."""
-    columns = (
+    with Progress(*_columns(), console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield _track_of(bars)
+
+
+@contextmanager
+def watching(console: Console) -> Iterator[tuple[Track, View]]:
+    """A Track as above, and a View that draws the moments of a training above its bars, four times a second."""
+    bars = Progress(*_columns(), console=console)
+    shown: list[Moment] = []
+
+    def view(moment: Moment) -> None:
+        shown[:] = [moment]
+
+    def drawn() -> Group:
+        return Group(*(training_table(moment) for moment in shown), bars)
+
+    if not console.is_terminal:
+        with tracking(console) as track:
+            yield track, view
+        return
+    with Live(get_renderable=drawn, console=console, transient=True, refresh_per_second=4):
+        yield _track_of(bars), view
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -60,18 +98,19 @@ def tracking(console: Console) -> Iterator[Track]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
 
-        def track(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
-            task = bars.add_task(printable(what), total=total)
-            try:
-                for item in items:
-                    yield item
-                    bars.advance(task)
-            finally:
-                bars.remove_task(task)
 
-        yield track
+def _track_of(bars: Progress) -> Track:
+    def track(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
+        task = bars.add_task(printable(what), total=total)
+        try:
+            for item in items:
+                yield item
+                bars.advance(task)
+        finally:
+            bars.remove_task(task)
+
+    return track
 
 
 def show_table(

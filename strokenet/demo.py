@@ -35,6 +35,7 @@ from strokenet.evaluate.threshold import Threshold, apply_threshold, fit_thresho
 from strokenet.infer.infer import InferConfig, infer
 from strokenet.model.device import choose_device, choose_dtype
 from strokenet.model.network import build_network
+from strokenet.model.training import TrainingForm
 from strokenet.preprocess.planning import PlanConfig, plan_workspace, preprocess_workspace
 from strokenet.synth.cohort import Cohort, CohortConfig, draw_cohort
 from strokenet.train.loss import deep_supervision_loss
@@ -156,14 +157,15 @@ def seconds_a_step(plan: Plan) -> float:
     """Seconds of one training step on this machine, the median of a few, so that the schedule fits the time."""
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
-    network = build_network(plan).to(device)
+    rows = device.type in ("cpu", "cuda")  # as `train` takes them
+    network = TrainingForm(build_network(plan).to(device), channels_last=rows, without_bias=True, unread_heads=1)
     image = torch.randn(plan.batch_size, len(plan.channels), *plan.patch, device=device)
     label = (image[:, 0] > 1).long()
     times = []
     for _ in range(4):
         began = time.monotonic()
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            levels = network.forward_levels(image)
+            levels = network(image)
         loss = deep_supervision_loss(levels, label, batch_dice=plan.batch_dice)
         loss.backward()  # type: ignore[no-untyped-call]
         float(loss.detach())  # waits for a GPU

@@ -22,7 +22,7 @@ from strokenet.data.case import case_from_images, read_case
 from strokenet.data.nifti import write_mask
 from strokenet.infer.sliding_window import importance_map
 from strokenet.memory import available_bytes
-from strokenet.model.device import choose_device, choose_dtype, choose_inference_dtype
+from strokenet.model.device import choose_device, choose_dtype
 from strokenet.model.network import UNet
 
 PACKAGES = (  # all that the package asks for; triton, which comes with torch on a GPU; and the extra [mri]
@@ -78,8 +78,7 @@ def _facts() -> dict[str, str]:
         "processor": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "GPUs": ", ".join(gpus) or "none seen by torch",
         "--device auto": str(device),
-        "train --precision auto": str(choose_dtype("auto", device)).removeprefix("torch."),
-        "infer --precision auto": str(choose_inference_dtype("auto", device)).removeprefix("torch."),
+        "--precision auto": str(choose_dtype("auto", device)).removeprefix("torch."),
     }
 
 

@@ -19,6 +19,16 @@ def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cg
     return max(0, min(free)) if free else None
 
 
+def peak_bytes() -> int | None:
+    """The most memory that this process has held so far; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def keep_freed_memory() -> bool:
     """Lets glibc keep what is freed for what is asked for next; whether it could be told. For commands, not libraries.
 

@@ -4,7 +4,7 @@ Comes in: a case as it was given, and where its preprocessed image lies. Goes ou
 outside the box. Crop and normalisation stay what they were in training, so the network sees the same numbers; but its
 tiles lie elsewhere, and that is another answer (`python -m tests.infer.brain_crop` says how far).
 
-    brain    of a head by deepbet, on the CPU, from the first channel; of a stripped scan what is not zero
+    brain    of a head by deepbet, from the first channel, where the engine is; of a stripped scan what is not zero
     margin   5 mm, and then all that costs no tile; an axis along which no tile is saved stays whole, as without
 
 Where the brain is in doubt, or no tile is saved, the whole crop is tiled: then the answer is that of `--crop nonzero`.
@@ -16,6 +16,7 @@ import logging
 import math
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,13 +28,12 @@ from strokenet.data.geometry import turn_to_ras, turned
 from strokenet.data.track import Track, silent
 from strokenet.infer.engine import Engine
 from strokenet.infer.sliding_window import EMPTY_LOGIT, STEP, tile_grid, tile_starts
-from strokenet.prepare.brain import NoBrain, brain_by_network, weights_folder
+from strokenet.prepare.brain import CPU, NoBrain, brain_by_network, weights_folder
 from strokenet.preprocess.crop import Box, bounding_box
 from strokenet.preprocess.preprocess import Origin
 
-MARGIN_MM = (
-    5.0  # a real head's published brain mask reaches 1.4 mm beyond deepbet's box in plane, and a slice of 3 mm across
-)
+# A real head's published brain mask reaches 1.4 mm beyond deepbet's box in plane, and a slice of 3 mm across.
+MARGIN_MM = 5.0
 FACE_SHARE = 0.2  # non-zero on a face of the box: up to 0.06 of stripped scans, over 0.4 on some face of every head
 PIECE_SHARE = 0.99  # of what is not zero in a stripped scan, in the box of its largest piece; else halves may be apart
 LEAST_ML = 500.0  # deepbet found something else in less: an eye, or the brain of a slab
@@ -65,21 +65,21 @@ def brain_logits(engine: Engine, case: Case, image: Tensor, origin: Origin, trac
         InputError: deepbet is needed and cannot be used.
     """
     d, h, w = image.shape[1:]
-    box = brain_box(case, engine.model.plan, origin, (d, h, w))
+    box = brain_box(case, engine.model.plan, origin, (d, h, w), engine.place)
     return with_background(engine.logits(image[:, *box.slices], track), box, (d, h, w), engine.rules.average)
 
 
-def brain_box(case: Case, plan: Plan, origin: Origin, shape: Triple) -> Box:
+def brain_box(case: Case, plan: Plan, origin: Origin, shape: Triple, device: torch.device = CPU) -> Box:
     """The voxels of the network's grid to be tiled; all where the brain is in doubt or no tile is saved.
 
-    shape: of the preprocessed image. One line of the log says what came of it.
+    shape: of the preprocessed image. device: where deepbet computes. One line of the log says what came of it.
     """
     whole = Box(start=(0, 0, 0), stop=shape)
     if count_tiles(shape, plan.patch) == 1:
         _log.info("%s: --crop brain: the whole crop is one tile", case.case_id)
         return whole
     try:
-        brain = find_brain(case)
+        brain = find_brain(case, device)
     except NoBrain as error:
         _log.info("%s: --crop brain: %s; the whole crop is tiled", case.case_id, error)
         return whole
@@ -89,14 +89,14 @@ def brain_box(case: Case, plan: Plan, origin: Origin, shape: Triple) -> Box:
     return box
 
 
-def find_brain(case: Case) -> NDArray[np.bool_]:
+def find_brain(case: Case, device: torch.device = CPU) -> NDArray[np.bool_]:
     """Where the brain is, on the scan's own voxels. (D, H, W) bool.
 
     Raises:
         NoBrain: none was found, or it is implausible. InputError: deepbet is needed and cannot be used.
     """
     inside = np.asarray((case.image != 0).any(0))
-    return _largest_piece(inside) if is_stripped(inside) else _brain_of_head(case)
+    return _largest_piece(inside) if is_stripped(inside) else _brain_of_head(case, device)
 
 
 def is_stripped(inside: NDArray[np.bool_]) -> bool:
@@ -162,10 +162,11 @@ def _largest_piece(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return piece
 
 
-def _brain_of_head(case: Case) -> NDArray[np.bool_]:
+def _brain_of_head(case: Case, device: torch.device) -> NDArray[np.bool_]:
     """deepbet's brain of the first channel, in stored axes; its networks know heads that are upright (RAS)."""
     turn = turn_to_ras(case.geometry)
-    brain = brain_by_network(np.asarray(turn.apply(case.image[0]), np.float32), turned(case.geometry, turn))
+    scan = np.asarray(turn.apply(case.image[0]), np.float32)
+    brain = brain_by_network(scan, turned(case.geometry, turn), device)
     if brain.volume_ml < LEAST_ML:
         raise NoBrain(f"deepbet's brain has {brain.volume_ml:.0f} ml only")
     return turn.invert(brain.mask)

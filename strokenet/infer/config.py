@@ -12,7 +12,7 @@ from planner.plan import Plan, PostprocessRule, Semantics
 from strokenet.data.errors import InputError
 from strokenet.infer.shard import Shard
 from strokenet.infer.sliding_window import WindowRules
-from strokenet.model.device import Precision, choose_inference_dtype
+from strokenet.model.device import Precision, choose_dtype
 
 Mirroring = Literal["none", "plan", "full"]
 Crop = Literal["nonzero", "brain"]
@@ -110,4 +110,4 @@ def arithmetic(config: InferConfig, rules: WindowRules, device: torch.device) ->
     """The network's arithmetic. "auto" in the exact form is the peer's: float16 on a GPU, float32 elsewhere."""
     if rules.exact and config.precision == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
-    return choose_inference_dtype(config.precision, device)
+    return choose_dtype(config.precision, device)

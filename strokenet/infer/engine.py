@@ -25,7 +25,7 @@ from strokenet.data.track import Track, silent
 from strokenet.infer.config import InferConfig, arithmetic, mirror_axes, window_rules
 from strokenet.infer.sliding_window import Network, predict_logits
 from strokenet.model.checkpoint import Model
-from strokenet.model.device import choose_inference_dtype, is_out_of_memory
+from strokenet.model.device import choose_dtype, is_out_of_memory
 from strokenet.model.graphed import Graphed
 from strokenet.model.inference import InferenceNetwork, TrainedForm
 
@@ -149,7 +149,7 @@ def _dtype_on(device: torch.device, config: InferConfig, exact: bool) -> torch.d
     """The arithmetic of a model that comes to the CPU from a GPU: float32 where less was no wish of speed alone."""
     if exact or config.precision in ("fp32", "fp16"):
         return torch.float32
-    return choose_inference_dtype(config.precision, device)
+    return choose_dtype(config.precision, device)
 
 
 @contextmanager

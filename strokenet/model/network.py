@@ -24,6 +24,20 @@ NEGATIVE_SLOPE = 0.01
 NORM_EPS = 1e-5
 
 
+class Convolution(nn.Conv3d):
+    """A convolution before a norm, which takes the mean of every channel away, and the bias with it.
+
+    without_bias: leave the bias out, which changes the answer by rounding alone; it stays a parameter, unread.
+    """
+
+    without_bias = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, D, H, W) -> (N, out, D', H', W')."""
+        answer: Tensor = self._conv_forward(x, self.weight, None if self.without_bias else self.bias)
+        return answer
+
+
 class ConvBlock(nn.Module):
     """Convolution, instance normalisation, LeakyReLU: (N, in, D, H, W) -> (N, out, D', H', W')."""
 
@@ -31,7 +45,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         d, h, w = kernel
         padding = ((d - 1) // 2, (h - 1) // 2, (w - 1) // 2)
-        self.conv = nn.Conv3d(inputs, outputs, kernel, stride, padding, bias=True)
+        self.conv = Convolution(inputs, outputs, kernel, stride, padding, bias=True)
         self.norm = nn.InstanceNorm3d(outputs, eps=NORM_EPS, affine=True)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:

@@ -34,6 +34,7 @@ RANGE = (0.005, 0.995)  # quantiles of the coarse scan that become 0 and 1
 STANDARD = (0.226, 0.449)  # standard deviation and mean of the networks' input
 SLICE_SHARE = 0.02  # a slice that the coarse mask fills less than this is outside the box
 MARGIN = 0.1  # of the box's size, added at either end
+CPU = torch.device("cpu")
 _DEPRECATED = "`torch.jit.load` is deprecated. Please switch to `torch.export`."
 
 
@@ -50,11 +51,12 @@ class Brain:
     method: str
 
 
-def brain_by_network(array: NDArray[np.float32], geometry: Geometry) -> Brain:
+def brain_by_network(array: NDArray[np.float32], geometry: Geometry, device: torch.device = CPU) -> Brain:
     """The brain as deepbet's networks see it: a coarse one finds the box, a fine one the mask.
 
     Args:
         array: (D, H, W) float32, any contrast, D to the head, H to the front, W to the right.
+        device: where the networks compute.
 
     Raises:
         NoBrain: no brain was found. InputError: deepbet is missing or not the version whose weights are known.
@@ -65,10 +67,10 @@ def brain_by_network(array: NDArray[np.float32], geometry: Geometry) -> Brain:
     low, high = (float(value) for value in np.quantile(coarse.numpy(), RANGE))
     if not high > low:
         raise NoBrain("no brain found, the scan is almost empty; check the scan or give a brain mask")
-    box = _box(_predict(folder / "bbox_model.pt", coarse, low, high) > 0.5, array.shape[::-1])
+    box = _box(_predict(folder / "bbox_model.pt", coarse, low, high, device) > 0.5, array.shape[::-1])
     inside = volume[box.slices]
     fine = functional.interpolate(inside[None, None], FINE, mode="nearest-exact")[0, 0]
-    probability = torch.from_numpy(_predict(folder / "model.pt", fine, low, high))
+    probability = torch.from_numpy(_predict(folder / "model.pt", fine, low, high, device))
     back = functional.interpolate(probability[None, None], box.shape, mode="nearest-exact")[0, 0]
     mask = np.zeros(array.shape, bool)
     mask.transpose(2, 1, 0)[box.slices] = back.numpy() > 0.5
@@ -126,16 +128,16 @@ def check_sha256(path: Path, known: str) -> None:
         raise InputError(f"{path}: sha256 {found[:12]} is not {known[:12]}; run `pip install deepbet==1.0.2`")
 
 
-def _predict(weights: Path, volume: torch.Tensor, low: float, high: float) -> NDArray[np.float32]:
+def _predict(weights: Path, volume: torch.Tensor, low: float, high: float, device: torch.device) -> NDArray[np.float32]:
     """Probability of brain. (W, H, D) float32 of any intensity -> (W, H, D)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=_DEPRECATED.replace(".", r"\."))
-        network = torch.jit.load(str(weights), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        network = torch.jit.load(str(weights), map_location=device).eval()  # type: ignore[no-untyped-call]
     scaled = ((volume - low) / (high - low)).clamp(0, 1)
     deviation, mean = STANDARD
     scaled = (scaled - scaled.mean()) / scaled.std() * deviation + mean
     with torch.inference_mode():
-        return np.asarray(network(scaled[None, None])[0, 1].numpy(), dtype=np.float32)
+        return np.asarray(network(scaled[None, None].to(device))[0, 1].cpu().numpy(), dtype=np.float32)
 
 
 def _box(coarse: NDArray[np.bool_], shape: tuple[int, ...]) -> Box:

@@ -9,7 +9,7 @@ import math
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -29,6 +29,7 @@ _log = logging.getLogger("strokenet")
 
 MOMENTUM = 0.99
 WEIGHT_DECAY = 3e-5
+StepForm = Literal["fast", "reference"]
 _OPTIONS = {"iterations": "--iters-per-epoch", "val_iterations": "--val-iters"}  # not the setting's own name
 _BEFORE = {"modality_dropout": "0.0"}  # settings that states of earlier versions do not name
 
@@ -42,6 +43,7 @@ class TrainConfig:
     init_heads: keep its heads where the label sets agree, or start with new ones (nnU-Net's rule).
     modality_dropout: chance that a training patch loses some of its channels (dropout.py): one model for any of them.
     validate_every: whole validation volumes every so many epochs, 0 never. max_time_minutes: None for no limit.
+    step: "fast", or "reference": as torch's own layers and update compute it (step.py). compile: by torch.compile.
     """
 
     fold: str = "0"
@@ -57,6 +59,8 @@ class TrainConfig:
     modality_dropout: float = 0.0
     validate_every: int = 0
     precision: Precision = "auto"
+    step: StepForm = "fast"
+    compile: bool = False
     device: str = "auto"
     resume: bool = False
     max_time_minutes: float | None = None
@@ -76,7 +80,12 @@ class TrainConfig:
             raise InputError(f"lr is {self.lr}; a positive number is needed")
         if not 0 <= self.modality_dropout <= 1:  # not: NaN too
             raise InputError(f"modality_dropout is {self.modality_dropout}; allowed: 0 to 1")
-        for name, kind in (("init_heads", InitHeads), ("augment", Augmentation), ("precision", Precision)):
+        for name, kind in (
+            ("init_heads", InitHeads),
+            ("augment", Augmentation),
+            ("precision", Precision),
+            ("step", StepForm),
+        ):
             if getattr(self, name) not in get_args(kind):
                 raise InputError(f"{name} is {getattr(self, name)!r}; allowed: {', '.join(get_args(kind))}")
 
@@ -175,7 +184,19 @@ def start_run(workspace: Workspace, plan: Plan, config: TrainConfig, cases: Fold
     )
     if state is not None:
         _restore(run, state)
+    elif run.batch_size != plan.batch_size:
+        _say_what_the_batch_does(run)
     return run
+
+
+def _say_what_the_batch_does(run: Run) -> None:
+    """The learning rate is never scaled unasked; what another batch means for it is said."""
+    ratio = run.batch_size / run.plan.batch_size
+    _log.info(
+        "--batch-size %d, the plan has %d: --lr stays %g, a patch counts %.3g times as much as planned; to keep "
+        "its share (linear rule, Goyal 2017) take --lr %.3g; an epoch sees %.3g times as many patches",
+        *(run.batch_size, run.plan.batch_size, run.config.lr, 1 / ratio, run.config.lr * ratio, ratio),
+    )
 
 
 def _state_to_resume(folder: FoldFolder, *, resume: bool) -> State | None:

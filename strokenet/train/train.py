@@ -14,26 +14,26 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 import torch
-from torch import Tensor, nn
 
 from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
 from strokenet.signals import heeded
 from strokenet.train.feed import Batch, Feed, WorkersLost
-from strokenet.train.loss import deep_supervision_loss
+from strokenet.train.launch import Outcome, Steps, make_steps
+from strokenet.train.moment import View, moment_of, unseen
 from strokenet.train.record import checkpoint, derive, save
 from strokenet.train.run import FoldCases, Run, TrainConfig, fold_cases, start_run
 from strokenet.train.state import Progress
+from strokenet.train.step import REFERENCE, Speedups, set_rate
 from strokenet.train.validate import validate_patches, validate_volumes
 from strokenet.workspace import FoldFolder, Workspace
 
 _log = logging.getLogger("strokenet")
 
-GRADIENT_NORM = 12.0
 POLY_EXPONENT = 0.9
 EMA_KEEP = 0.9
 MAX_BAD_STEPS = 5
@@ -60,8 +60,22 @@ class _Stop:
         return self.signal is not None or time.monotonic() >= self.deadline
 
 
-def train(workspace: Workspace, config: TrainConfig, track: Track = silent) -> TrainResult:
-    """Trains one fold.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Training:
+    """What the loop works with. last: the epoch after which it ends."""
+
+    run: Run
+    steps: Steps
+    feed: Feed
+    cases: FoldCases
+    last: int
+    track: Track
+    view: View
+    stop: _Stop
+
+
+def train(workspace: Workspace, config: TrainConfig, track: Track = silent, view: View = unseen) -> TrainResult:
+    """Trains one fold. view: shown the run after every step.
 
     Raises:
         InputError: no plan, a case that is not preprocessed by it, a fold that does not exist, a run that is there and
@@ -74,6 +88,7 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent) -> T
     cases = fold_cases(workspace, plan, config.fold)
     run = start_run(workspace, plan, config, cases)
     derive(run)  # what a kill may have left undone; and the folder can be written
+    steps = make_steps(run, speedups_of(config, run.device))
     last = min(config.epochs, config.stop_epoch or config.epochs)
     feed = Feed(
         plan,
@@ -85,10 +100,11 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent) -> T
         device=run.device,
         modality_dropout=config.modality_dropout,
     )
+    training = _Training(run=run, steps=steps, feed=feed, cases=cases, last=last, track=track, view=view, stop=stop)
     with _arithmetic(config.deterministic), _listening(stop), feed:
         left = range(run.progress.epoch, last)
         for _ in track(left, total=len(left), what=f"train fold {config.fold}"):
-            if stop() or not _epoch(run, feed, cases, track, stop):
+            if stop() or not _epoch(training):
                 break
         finished = run.progress.epoch >= last
         if not finished:
@@ -96,6 +112,12 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent) -> T
                 checkpoint(run)
             _log.info("stopped in epoch %d; --resume goes on from here", run.progress.epoch + 1)
     return TrainResult(folder=run.folder, history=tuple(run.history), signal=stop.signal, finished=finished)
+
+
+def speedups_of(config: TrainConfig, device: torch.device) -> Speedups:
+    """What makes a step fast where it is computed; Apple's GPUs take torch's own layers and update."""
+    fast = config.step == "fast" and device.type in ("cpu", "cuda")
+    return replace(Speedups() if fast else REFERENCE, compile=config.compile)
 
 
 def poly_lr(lr: float, epoch: int, epochs: int) -> float:
@@ -111,15 +133,16 @@ def moving_average(history: list[dict[str, float]], dice: float) -> float:
     return EMA_KEEP * before + (1 - EMA_KEEP) * dice
 
 
-def _epoch(run: Run, feed: Feed, cases: FoldCases, track: Track, stop: _Stop) -> bool:
+def _epoch(training: _Training) -> bool:
     """What is left of one epoch. False where it was stopped: between two steps, or in the validation, which is redone.
 
     Whatever the validation ends with, the steps before it are on disk.
     """
-    if not _train_steps(run, feed, track, stop):
+    run = training.run
+    if not _train_steps(training):
         return False
     try:
-        row = _validate(run, feed, cases, track, stop)
+        row = _validate(training)
     except BaseException:
         save(run)
         raise
@@ -131,67 +154,74 @@ def _epoch(run: Run, feed: Feed, cases: FoldCases, track: Track, stop: _Stop) ->
     return True
 
 
-def _train_steps(run: Run, feed: Feed, track: Track, stop: _Stop) -> bool:
+def _train_steps(training: _Training) -> bool:
     """The steps that are left of the epoch. False where it was stopped after one of them."""
+    run, stop = training.run, training.stop
     progress, config = run.progress, run.config
     run.network.train()
-    for group in run.optimizer.param_groups:
-        group["lr"] = poly_lr(config.lr, progress.epoch, config.epochs)
+    set_rate(run.optimizer, poly_lr(config.lr, progress.epoch, config.epochs))
     steps = range(progress.step, config.iterations)
-    began = time.monotonic()
+    clock = _Clock(progress)
     try:
-        with closing(feed.batches("train", progress.epoch, steps)) as batches:
-            for batch in track(batches, total=len(steps), what=f"epoch {progress.epoch + 1}"):
-                progress.waited += time.monotonic() - began
-                _step(run, batch)
-                progress.step += 1
-                now = time.monotonic()
-                progress.seconds, began = progress.seconds + now - began, now
+        with closing(training.feed.batches("train", progress.epoch, steps)) as batches:
+            for batch in training.track(batches, total=len(steps), what=f"epoch {progress.epoch + 1}"):
+                clock.waited()
+                _step(training, batch)
+                clock.worked()
+                training.view(moment_of(run, training.last))
                 if stop():
-                    return False
+                    break
     except WorkersLost:
         if stop.signal is None:
-            raise
-        return False  # the signal went to the whole group of processes
-    return True
+            raise  # else the signal went to the whole group of processes
+    _note(run, training.steps.rest())
+    clock.worked()
+    return progress.step == config.iterations and not stop()
 
 
-def _step(run: Run, batch: Batch) -> None:
-    """Forward, backward, clip, update. A loss or gradient that is not finite skips the update and names the cases."""
-    run.optimizer.zero_grad(set_to_none=True)
-    with run.autocast():
-        levels = run.network.forward_levels(batch.image)
-    loss = deep_supervision_loss(levels, batch.label, batch_dice=run.plan.batch_dice)
-    value = float(loss.detach())
-    if not (math.isfinite(value) and _update(run, loss)):
-        _skip(run, batch)
-        return
-    run.progress.loss_sum += value
-    run.progress.loss_count += 1
-    run.progress.bad_in_row = 0
+def _step(training: _Training, batch: Batch) -> None:
+    """One step more, and what became of those that are known by now."""
+    progress = training.run.progress
+    _note(training.run, training.steps(batch, progress.step))
+    progress.step += 1
 
 
-def _update(run: Run, loss: Tensor) -> bool:
-    """Backward, clip, update. False where the gradient is not finite: the weights are then as before.
+class _Clock:
+    """Adds the time since it was last read to the seconds of the steps, and to those of waiting for data."""
 
-    float16 overflows now and then: the scaler skips such a step itself and lowers its scale, and that is fine. Below
-    a scale of 1 it is no overflow any more.
-    """
-    run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    run.scaler.unscale_(run.optimizer)
-    norm = float(nn.utils.clip_grad_norm_(run.network.parameters(), GRADIENT_NORM))
-    finite = math.isfinite(norm)
-    overflow = not finite and run.scaler.is_enabled() and run.scaler.get_scale() >= 1
-    if finite or run.scaler.is_enabled():
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-    return finite or overflow
+    def __init__(self, progress: Progress):
+        self._progress, self._read = progress, time.monotonic()
+
+    def waited(self) -> None:
+        """What was until now was waiting."""
+        self._progress.waited += self._add()
+
+    def worked(self) -> None:
+        """What was until now was a step."""
+        self._add()
+
+    def _add(self) -> float:
+        now = time.monotonic()
+        passed, self._read = now - self._read, now
+        self._progress.seconds += passed
+        return passed
 
 
-def _skip(run: Run, batch: Batch) -> None:
+def _note(run: Run, outcomes: list[Outcome]) -> None:
+    """Counts what became of steps. One whose loss or gradient is not finite has left the weights as they were."""
+    for outcome in outcomes:
+        if outcome.good:
+            run.progress.loss_sum += outcome.loss
+            run.progress.loss_count += 1
+            run.progress.bad_in_row = 0
+        else:
+            _skipped(run, outcome)
+
+
+def _skipped(run: Run, outcome: Outcome) -> None:
     run.progress.skipped += 1
     run.progress.bad_in_row += 1
-    where = f"epoch {run.progress.epoch + 1}, step {run.progress.step + 1}, cases {', '.join(batch.cases)}"
+    where = f"epoch {run.progress.epoch + 1}, step {outcome.number + 1}, cases {', '.join(outcome.cases)}"
     _log.warning("loss or gradient is not finite (%s): step skipped", where)
     if run.progress.bad_in_row >= MAX_BAD_STEPS:
         raise InputError(
@@ -200,17 +230,18 @@ def _skip(run: Run, batch: Batch) -> None:
         )
 
 
-def _validate(run: Run, feed: Feed, cases: FoldCases, track: Track, stop: _Stop) -> dict[str, float] | None:
+def _validate(training: _Training) -> dict[str, float] | None:
     """Validation patches, whole volumes where they are due. The epoch's row of the log; None where stopped."""
+    run, track, stop = training.run, training.track, training.stop
     progress, config = run.progress, run.config
     began = time.monotonic()
-    score = validate_patches(run, feed, track, stop)
+    score = validate_patches(run, training.feed, track, stop)
     if score is None:
         return None
     volume_dice: float | None = math.nan
     if due := bool(config.validate_every) and (progress.epoch + 1) % config.validate_every == 0:
         save(run)  # whole volumes take long and much memory
-        volume_dice = validate_volumes(run, cases.val, track, stop)
+        volume_dice = validate_volumes(run, training.cases.val, track, stop)
     if volume_dice is None:
         return None
     row = {

@@ -86,8 +86,8 @@ def test_the_networks_own_sizes_are_measured() -> None:
 
 
 def test_the_type_of_inference_is_measured_beside_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conv, "choose_inference_dtype", lambda *_: torch.bfloat16)
+    monkeypatch.setattr(conv, "choose_dtype", lambda *_: torch.bfloat16)
     names = [comparison.what.split(", ")[-1] for comparison in conv.comparisons(quick=False)]
     assert names == ["bfloat16", "float32"] * len(LAYERS)
-    monkeypatch.setattr(conv, "choose_inference_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(conv, "choose_dtype", lambda *_: torch.float32)
     assert len(conv.comparisons(quick=True)) == len(LAYERS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from strokenet.data.errors import InputError
-from strokenet.model.device import choose_device, choose_dtype, choose_inference_dtype, cpu_has_bf16
+from strokenet.model.device import choose_device, choose_dtype, cpu_has_bf16
 
 
 @pytest.mark.parametrize("word", ["abacus", "", "cuda:x", "meta", "cuda:99"])
@@ -23,7 +23,8 @@ def test_auto_is_a_device_of_this_machine() -> None:
     assert choose_device("cpu") == torch.device("cpu")
 
 
-def test_precision_words_are_torchs_types() -> None:
+def test_precision_words_are_torchs_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strokenet.model.device.cpu_has_bf16", lambda: False)
     cpu = torch.device("cpu")
     words = ("auto", "fp32", "bf16", "fp16")
     expected = [torch.float32, torch.float32, torch.bfloat16, torch.float16]
@@ -31,17 +32,16 @@ def test_precision_words_are_torchs_types() -> None:
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_inference_on_a_cpu_takes_bfloat16_where_the_cpu_computes_in_it(
+def test_a_cpu_takes_bfloat16_where_the_cpu_computes_in_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, has: bool
 ) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr("strokenet.model.device.cpu_has_bf16", lambda: has)
-    assert choose_inference_dtype("auto", cpu) == (torch.bfloat16 if has else torch.float32)
-    assert choose_dtype("auto", cpu) == torch.float32  # training stays as it is
+    assert choose_dtype("auto", cpu) == (torch.bfloat16 if has else torch.float32)
     assert not caplog.messages
-    assert choose_inference_dtype("bf16", cpu) == torch.bfloat16
+    assert choose_dtype("bf16", cpu) == torch.bfloat16
     assert [("emulates" in said) for said in caplog.messages] == ([] if has else [True])
-    assert choose_inference_dtype("fp32", cpu) == torch.float32
+    assert choose_dtype("fp32", cpu) == torch.float32
 
 
 def test_the_flags_of_the_processor_decide() -> None:

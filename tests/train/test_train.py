@@ -16,6 +16,7 @@ from strokenet.data.errors import InputError
 from strokenet.model.checkpoint import load_model, load_weights
 from strokenet.model.network import build_network
 from strokenet.preprocess.store import Store, plan_key
+from strokenet.train import step as stepping
 from strokenet.train import train as loop
 from strokenet.train.feed import Batch, Feed
 from strokenet.train.loss import deep_supervision_loss
@@ -23,6 +24,7 @@ from strokenet.train.patches import sample_rng
 from strokenet.train.record import _is_best
 from strokenet.train.run import fold_cases, start_run
 from strokenet.train.state import load_state
+from strokenet.train.step import REFERENCE, Speedups, make_step
 from strokenet.train.train import moving_average, poly_lr, train
 from strokenet.train.validate import confusion, dice_by_label
 from strokenet.workspace import Workspace
@@ -47,7 +49,8 @@ def batches(workspace: Workspace, count: int) -> list[Batch]:
         return list(feed.batches("train", 0, range(count)))
 
 
-def test_steps_equal_sgd_written_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", ["reference", "fast"])
+def test_steps_equal_sgd_written_out(tmp_path: Path, step: str) -> None:
     """v <- 0.99 v + g + 3e-5 w;  w <- w - lr (g + 3e-5 w + 0.99 v), g scaled to a norm of 12 at most."""
     workspace = make_workspace(tmp_path)
     plan = workspace.read_plan()
@@ -75,8 +78,8 @@ def test_steps_equal_sgd_written_out(tmp_path: Path) -> None:
         return scale * deep_supervision_loss(*values, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "deep_supervision_loss", scaled)
-        result = train(workspace, short(stop_epoch=1))
+        patch.setattr(stepping, "deep_supervision_loss", scaled)
+        result = train(workspace, short(stop_epoch=1, step=step))
     assert result.history[0]["train_loss"] == pytest.approx(np.mean(losses), rel=1e-6)
     ours = weights(workspace.fold("0").last)
     for name, p in network.state_dict().items():
@@ -259,17 +262,23 @@ def test_the_command_line_ends_with_4_and_one_line_after_five_bad_steps(
     assert "5 steps in a row without a finite loss" in errors[0]
 
 
-def test_the_float16_scaler_may_skip_steps_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("speedups", [REFERENCE, Speedups()])
+def test_the_float16_scaler_may_skip_steps_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speedups: Speedups
+) -> None:
     workspace = make_workspace(tmp_path)
     plan = workspace.read_plan()
     run = start_run(workspace, plan, short(precision="fp16"), fold_cases(workspace, plan, "0"))
+    compute = make_step(run, speedups)
     infinite = next(iter(run.network.parameters()))
 
-    def loss() -> torch.Tensor:
-        return (infinite * math.inf).sum() * 0 + infinite.sum()  # NaN gradient
+    def loss(*_: Any, **__: Any) -> torch.Tensor:
+        return torch.where(infinite > 100, infinite * math.inf, infinite).sum()  # finite, with a NaN gradient
 
+    monkeypatch.setattr(stepping, "deep_supervision_loss", loss)
     before = infinite.detach().clone()
-    outcomes = [loop._update(run, loss()) for _ in range(20)]
+    batch = next(iter(batches(workspace, 1)))
+    outcomes = [bool(compute(batch.image, batch.label)[1]) for _ in range(20)]
     assert outcomes[:16] == [True] * 16  # from a scale of 2^16 down
     assert outcomes[18:] == [False] * 2
     assert torch.equal(infinite, before)
