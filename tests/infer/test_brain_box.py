@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from planner.plan import Plan
@@ -55,7 +56,7 @@ def finder(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """deepbet's place taken by INNER: near the right, the back and the vertex of an upright head. Holds the calls."""
     calls: list[str] = []
 
-    def find(array: np.ndarray, geometry: Geometry) -> Brain:
+    def find(array: np.ndarray, geometry: Geometry, device: torch.device) -> Brain:
         calls.append(str(array.shape))
         mask = np.zeros(array.shape, bool)
         mask.transpose(2, 1, 0)[INNER] = True
@@ -152,11 +153,11 @@ def test_of_a_stripped_scan_the_brain_is_its_largest_piece(finder: list[str]) ->
     assert brain_box.brain_box(case, known_plan(), prepared.origin, (d, h, w)).shape < (d, h, w)
 
 
-def nothing(array: np.ndarray, geometry: Geometry) -> Brain:
+def nothing(array: np.ndarray, geometry: Geometry, device: torch.device) -> Brain:
     return make_brain(np.zeros(array.shape, bool), geometry, "deepbet")
 
 
-def an_eye(array: np.ndarray, geometry: Geometry) -> Brain:
+def an_eye(array: np.ndarray, geometry: Geometry, device: torch.device) -> Brain:
     return Brain(mask=array > 8, volume_ml=7, method="deepbet")
 
 

@@ -206,8 +206,9 @@ def batch_cases(workspace: Workspace, step: int) -> tuple[str, ...]:
     return (("a", "b")[int(sample_rng(short().seed, "train", 0, step, 0).integers(2))],)
 
 
+@pytest.mark.parametrize("step", ["reference", "fast"])
 def test_a_gradient_that_is_not_finite_is_skipped_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str
 ) -> None:
     workspace = make_workspace(tmp_path)
 
@@ -215,8 +216,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_too(
         loss = deep_supervision_loss(*values, **named)
         return loss + (loss - loss.detach()).abs().sqrt()  # derivative of the root at 0: infinite
 
-    monkeypatch.setattr(loop, "deep_supervision_loss", steep)
-    result = train(workspace, short(epochs=1))
+    monkeypatch.setattr(stepping, "deep_supervision_loss", steep)
+    result = train(workspace, short(epochs=1, step=step))
     assert result.history[0]["skipped_steps"] == 3
     assert "train_loss" in result.history[0]
     assert rows(workspace)[0]["train_loss"] == ""
