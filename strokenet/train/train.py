@@ -1,8 +1,9 @@
 """Training: the loop, top to bottom (Isensee 2021, Methods; Meddahi 2024, VI.A).
 
 Comes in: a workspace with a plan, splits and preprocessed cases. Goes out: fold_K/ with weights, log and curve.
-An epoch is a fixed number of steps on drawn patches, then validation. After each epoch the state is on disk; a run
-that is killed at any moment and resumed ends with the weights of one that was not.
+An epoch is a fixed number of steps on drawn patches, then validation. After each epoch, and within long ones, a thread
+brings the state to disk (writer.py); a run that is killed at any moment and resumed ends with the weights of one that
+was not.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ from strokenet.data.track import Track, silent
 from strokenet.signals import heeded
 from strokenet.train.feed import Batch, Feed, WorkersLost
 from strokenet.train.loss import deep_supervision_loss
-from strokenet.train.record import checkpoint, derive, save
+from strokenet.train.record import derive, state_of
 from strokenet.train.run import FoldCases, Run, TrainConfig, fold_cases, start_run
+from strokenet.train.schedule import poly_lr
 from strokenet.train.state import Progress
 from strokenet.train.validate import validate_patches, validate_volumes
+from strokenet.train.writer import CheckpointWriter
 from strokenet.workspace import FoldFolder, Workspace
 
 _log = logging.getLogger("strokenet")
 
 GRADIENT_NORM = 12.0
-POLY_EXPONENT = 0.9
 EMA_KEEP = 0.9
 MAX_BAD_STEPS = 5
 
@@ -73,7 +75,7 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent) -> T
     plan = workspace.read_plan()
     cases = fold_cases(workspace, plan, config.fold)
     run = start_run(workspace, plan, config, cases)
-    derive(run)  # what a kill may have left undone; and the folder can be written
+    derive(run.folder, state_of(run))  # what a kill may have left undone; and the folder can be written
     last = min(config.epochs, config.stop_epoch or config.epochs)
     feed = Feed(
         plan,
@@ -85,22 +87,18 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent) -> T
         device=run.device,
         modality_dropout=config.modality_dropout,
     )
-    with _arithmetic(config.deterministic), _listening(stop), feed:
+    with _arithmetic(config.deterministic), _listening(stop), feed, CheckpointWriter(run) as writer:
         left = range(run.progress.epoch, last)
         for _ in track(left, total=len(left), what=f"train fold {config.fold}"):
-            if stop() or not _epoch(run, feed, cases, track, stop):
+            if stop() or not _epoch(run, feed, writer, cases, track, stop):
                 break
         finished = run.progress.epoch >= last
         if not finished:
             if run.progress.step:  # else the state on disk is this one
-                checkpoint(run)
+                writer.checkpoint()
+            writer.wait()
             _log.info("stopped in epoch %d; --resume goes on from here", run.progress.epoch + 1)
     return TrainResult(folder=run.folder, history=tuple(run.history), signal=stop.signal, finished=finished)
-
-
-def poly_lr(lr: float, epoch: int, epochs: int) -> float:
-    """Learning rate of an epoch: lr (1 - epoch / epochs)^0.9 (Meddahi 2024, VI.A)."""
-    return float(lr * (1 - epoch / epochs) ** POLY_EXPONENT)
 
 
 def moving_average(history: list[dict[str, float]], dice: float) -> float:
@@ -111,27 +109,27 @@ def moving_average(history: list[dict[str, float]], dice: float) -> float:
     return EMA_KEEP * before + (1 - EMA_KEEP) * dice
 
 
-def _epoch(run: Run, feed: Feed, cases: FoldCases, track: Track, stop: _Stop) -> bool:
+def _epoch(run: Run, feed: Feed, writer: CheckpointWriter, cases: FoldCases, track: Track, stop: _Stop) -> bool:
     """What is left of one epoch. False where it was stopped: between two steps, or in the validation, which is redone.
 
     Whatever the validation ends with, the steps before it are on disk.
     """
-    if not _train_steps(run, feed, track, stop):
+    if not _train_steps(run, feed, writer, track, stop):
         return False
     try:
-        row = _validate(run, feed, cases, track, stop)
+        row = _validate(run, feed, writer, cases, track, stop)
     except BaseException:
-        save(run)
+        writer.save()
         raise
     if row is None:
         return False
     run.history.append(row)
     run.progress = Progress(epoch=run.progress.epoch + 1, bad_in_row=run.progress.bad_in_row)
-    checkpoint(run)
+    writer.checkpoint()
     return True
 
 
-def _train_steps(run: Run, feed: Feed, track: Track, stop: _Stop) -> bool:
+def _train_steps(run: Run, feed: Feed, writer: CheckpointWriter, track: Track, stop: _Stop) -> bool:
     """The steps that are left of the epoch. False where it was stopped after one of them."""
     progress, config = run.progress, run.config
     run.network.train()
@@ -145,6 +143,8 @@ def _train_steps(run: Run, feed: Feed, track: Track, stop: _Stop) -> bool:
                 progress.waited += time.monotonic() - began
                 _step(run, batch)
                 progress.step += 1
+                if writer.due():
+                    writer.save()
                 now = time.monotonic()
                 progress.seconds, began = progress.seconds + now - began, now
                 if stop():
@@ -200,17 +200,26 @@ def _skip(run: Run, batch: Batch) -> None:
         )
 
 
-def _validate(run: Run, feed: Feed, cases: FoldCases, track: Track, stop: _Stop) -> dict[str, float] | None:
+def _validate(
+    run: Run, feed: Feed, writer: CheckpointWriter, cases: FoldCases, track: Track, stop: _Stop
+) -> dict[str, float] | None:
     """Validation patches, whole volumes where they are due. The epoch's row of the log; None where stopped."""
     progress, config = run.progress, run.config
     began = time.monotonic()
-    score = validate_patches(run, feed, track, stop)
+
+    def stopped() -> bool:
+        if writer.due():  # a long validation is no reason to lose the steps before it
+            writer.save()
+        return stop()
+
+    score = validate_patches(run, feed, track, stopped)
     if score is None:
         return None
     volume_dice: float | None = math.nan
     if due := bool(config.validate_every) and (progress.epoch + 1) % config.validate_every == 0:
-        save(run)  # whole volumes take long and much memory
-        volume_dice = validate_volumes(run, cases.val, track, stop)
+        writer.save()
+        writer.wait()  # whole volumes take long and much memory
+        volume_dice = validate_volumes(run, cases.val, track, stopped)
     if volume_dice is None:
         return None
     row = {
