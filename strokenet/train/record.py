@@ -41,14 +41,8 @@ def state_of(run: Run) -> State:
     )
 
 
-def checkpoint(folder: FoldFolder, state: State) -> None:
-    """State first, then what is derived from it: a kill in between is mended by the next --resume."""
-    save(folder, state)
-    derive(folder, state)
-
-
 def save(folder: FoldFolder, state: State) -> None:
-    """The resumable state alone."""
+    """The resumable state. It comes first: what a kill leaves out of the rest, the next --resume makes."""
     with _writing(folder):
         save_state(folder, state)
 
@@ -67,22 +61,26 @@ def _writing(folder: FoldFolder) -> Iterator[None]:
 
 
 def derive(folder: FoldFolder, state: State) -> None:
-    """last and best weights, log.csv and the curve. A new run has but an empty log."""
+    """log.csv, last and best weights. A new run has but an empty log."""
     with _writing(folder):
-        _write_all(folder, state)
+        _write_log(folder, state.history)
+        if state.history or state.progress.step:
+            _write_weights(folder, state)
 
 
-def _write_all(folder: FoldFolder, state: State) -> None:
-    _write_log(folder, state.history)
-    if not (state.history or state.progress.step):
-        return
+def draw(folder: FoldFolder, state: State) -> None:
+    """The curve, from the first epoch on."""
+    if state.history:
+        with _writing(folder):
+            draw_curve(state.history, folder.curve)
+
+
+def _write_weights(folder: FoldFolder, state: State) -> None:
     kept = {name: state.settings[name] for name in ("init", "heads", DROPOUT)}
     note = {"epoch": str(state.progress.epoch), **kept}
     save_weights(folder.last, state.network, note=note)
     if state.progress.step == 0 and _is_best(state.history):
         save_weights(folder.best, state.network, note=note)
-    if state.history:
-        draw_curve(state.history, folder.curve)
 
 
 def _is_best(history: list[dict[str, float]]) -> bool:

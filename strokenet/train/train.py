@@ -26,7 +26,7 @@ from strokenet.data.track import Track, silent
 from strokenet.signals import heeded
 from strokenet.train.feed import Batch, Feed, WorkersLost
 from strokenet.train.loss import deep_supervision_loss
-from strokenet.train.record import derive, state_of
+from strokenet.train.record import derive, draw, state_of
 from strokenet.train.run import FoldCases, Run, TrainConfig, fold_cases, start_run
 from strokenet.train.schedule import poly_lr
 from strokenet.train.state import Progress
@@ -76,6 +76,7 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent) -> T
     cases = fold_cases(workspace, plan, config.fold)
     run = start_run(workspace, plan, config, cases)
     derive(run.folder, state_of(run))  # what a kill may have left undone; and the folder can be written
+    draw(run.folder, state_of(run))
     last = min(config.epochs, config.stop_epoch or config.epochs)
     feed = Feed(
         plan,

@@ -7,14 +7,17 @@ the thread waits for the copy, the loop does not. Serialising, hashing, flushing
 
 One checkpoint is in flight at most, which bounds the memory to one snapshot. The next one waits for it and does not
 take its place: best.safetensors is made of its own epoch's weights, so no epoch's checkpoint may be left out.
+
+Files are written without Python's lock, so that the loop can go on launching work; a picture cannot be drawn without
+it. So the curve is drawn as often as a small share of the time allows, and at the end.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import logging
+import math
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -26,11 +29,10 @@ from strokenet.data.errors import InputError
 from strokenet.train import record
 from strokenet.train.run import Run
 from strokenet.train.state import State
-from strokenet.workspace import FoldFolder
 
 _log = logging.getLogger("strokenet")
 
-Write = Callable[[FoldFolder, State], None]
+CURVE_SHARE = 0.005  # of the time may go to drawing the curve
 
 
 class CheckpointWriter:
@@ -44,6 +46,7 @@ class CheckpointWriter:
         self._copies: dict[tuple[str, ...], Tensor] = {}  # by their place in the state
         self._writing: Future[None] | None = None
         self._before = time.monotonic()  # when the snapshot before was taken
+        self._curve_due, self._curve_is_old = -math.inf, False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def __enter__(self) -> CheckpointWriter:
@@ -52,6 +55,8 @@ class CheckpointWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
             self.wait()
+            if self._curve_is_old and error is None:
+                record.draw(self._run.folder, record.state_of(self._run))
         except InputError as unwritten:
             if error is None:
                 raise
@@ -72,11 +77,11 @@ class CheckpointWriter:
 
     def save(self) -> None:
         """Hands the resumable state alone to the thread, as the run stands now. Raises as `due` does."""
-        self._hand_over(record.save)
+        self._hand_over(derived=False)
 
     def checkpoint(self) -> None:
         """Hands over the state and all that is derived from it. Raises as `due` does."""
-        self._hand_over(record.checkpoint)
+        self._hand_over(derived=True)
 
     def wait(self) -> None:
         """Returns when nothing is left to be written. Raises as `due` does."""
@@ -86,14 +91,14 @@ class CheckpointWriter:
         done, self._writing = self._writing, None
         done.result()
 
-    def _hand_over(self, write: Write) -> None:
+    def _hand_over(self, *, derived: bool) -> None:
         began = time.monotonic()
         self.wait()
         state, copied = self._snapshot()
         now = time.monotonic()
         waited, since = now - began, now - self._before
         self._before = now
-        self._writing = self._thread.submit(self._write, write, state, copied, waited, since)
+        self._writing = self._thread.submit(self._write, state, copied, derived, waited, since)
 
     @torch.inference_mode(mode=False)  # within a validation too: its tensors could not be written to after it
     @torch.no_grad()
@@ -129,15 +134,26 @@ class CheckpointWriter:
             self._copies[place] = copy
         return copy.copy_(value, non_blocking=value.is_cuda)
 
-    def _write(self, write: Write, state: State, copied: torch.cuda.Event | None, waited: float, since: float) -> None:
+    def _write(self, state: State, copied: torch.cuda.Event | None, derived: bool, waited: float, since: float) -> None:
         """On the thread."""
         began = time.monotonic()
         if copied is not None:
             copied.synchronize()
-        write(self._run.folder, state)
+        record.save(self._run.folder, state)
+        if derived:
+            record.derive(self._run.folder, state)
+            self._draw(state)
         _log.debug(
             "checkpoint of epoch %d, step %d: training waited %.0f ms, %.2f %% of the %.1f s since the last one; "
             "written in %.2f s",
             *(state.progress.epoch + 1, state.progress.step, 1000 * waited, 100 * waited / max(since, 1e-9), since),
             time.monotonic() - began,
         )
+
+    def _draw(self, state: State) -> None:
+        """The curve, unless it was drawn a short while ago."""
+        self._curve_is_old = time.monotonic() < self._curve_due
+        if not self._curve_is_old:
+            began = time.thread_time()
+            record.draw(self._run.folder, state)
+            self._curve_due = time.monotonic() + (time.thread_time() - began) / CURVE_SHARE
