@@ -284,8 +284,17 @@ def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> Non
 )
 @click.option("--compile", is_flag=True, help="The network by torch.compile; without it where that fails.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option("--resume", is_flag=True, help="Go on where the run stopped.")
+@click.option("--resume", is_flag=True, help="Go on where the run stopped; with more --epochs, extend it.")
 @click.option("--max-time", "max_time_minutes", type=click.FloatRange(min=0), help="Minutes after which to stop.")
+@click.option(
+    "--checkpoint-every",
+    "checkpoint_minutes",
+    type=click.FloatRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="MIN",
+    help="Within an epoch too, a checkpoint every so many minutes.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of every random draw.")
 @click.option("--deterministic", is_flag=True, help="Refuse operations that are not reproducible.")
 @_main_options

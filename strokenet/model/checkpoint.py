@@ -15,19 +15,19 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from planner.plan import Plan
 from strokenet.data.errors import InputError
-from strokenet.data.files import write_bytes
+from strokenet.data.files import replacing
 from strokenet.model.network import UNet, build_network
 from strokenet.workspace import Workspace
 
 NOTE = "strokenet"  # key of the note in a file's metadata
 MAX_HEADER_BYTES = 4 * 2**20
 DROPOUT = "modality_dropout"  # in the note: the probability with which training took channels away
-DTYPES = ("F32", "F16", "BF16")  # of the weights that are read
+DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # of the weights: their names in a file
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,11 +47,16 @@ class Model:
 def save_weights(path: Path, weights: Mapping[str, Tensor], *, note: Mapping[str, str]) -> None:
     """Writes named tensors as safetensors, atomically. note: short facts kept in the file's header (epoch ...).
 
-    The same weights and note are the same bytes: the note is one entry, because safetensors shuffles several.
+    The bytes are those of safetensors' `save`, which holds Python's lock while it copies them twice: here they go from
+    the tensors to the file, and a training beside it goes on. The same weights and note are the same bytes: the note is
+    one entry, because safetensors shuffles several.
     """
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    metadata = {NOTE: json.dumps(dict(note), sort_keys=True)}
-    write_bytes(path, save(contiguous, metadata=metadata))  # save_file makes files that only their owner can read
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    flat = dict(sorted(flat.items(), key=lambda item: (-item[1].itemsize, item[0])))  # so each one's place is aligned
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(_header(flat, {NOTE: json.dumps(dict(note), sort_keys=True)}))
+        for tensor in flat.values():
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def load_weights(path: Path, plan: Plan) -> dict[str, Tensor]:
@@ -156,6 +161,19 @@ def _dropout_of(path: Path) -> float:
     return p
 
 
+def _header(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The start of a safetensors file: its length as 8 bytes, then JSON, with blanks up to a multiple of 8 bytes."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    start = 0
+    for name, tensor in weights.items():
+        end = start + tensor.nbytes
+        entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def _check_header(path: Path, plan: Plan) -> None:
     """Names, shapes, types and sizes in the file's header against the plan, before anything is allocated."""
     header = _read_header(path)
@@ -170,10 +188,10 @@ def _check_header(path: Path, plan: Plan) -> None:
     for name, shape in shapes.items():
         entry = tensors[name] if isinstance(tensors[name], dict) else {}
         given, dtype = entry.get("shape"), entry.get("dtype")
-        if given != list(shape) or dtype not in DTYPES:
+        if given != list(shape) or dtype not in DTYPES.values():
             raise InputError(
                 f"{path}: {name} is {given!s:.60} {dtype!s:.20}, plan.json asks for {list(shape)} in "
-                f"{', '.join(DTYPES)}; use the plan that the weights were trained with"
+                f"{', '.join(DTYPES.values())}; use the plan that the weights were trained with"
             )
 
 

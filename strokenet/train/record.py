@@ -1,7 +1,8 @@
 """What a run leaves on disk: the state to resume from, weights, log.csv and the curve.
 
 The state is the only source; everything else is derived from it and made again by the next start. Every file is written
-atomically, so that `infer` finds a whole model at any time.
+atomically, so that `infer` finds a whole model at any time. Nothing here but `state_of` reads the run, so that a thread
+can do the rest (writer.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from strokenet.model.checkpoint import DROPOUT, save_weights
 from strokenet.train.curve import draw_curve
 from strokenet.train.run import Run
 from strokenet.train.state import State, save_state
+from strokenet.workspace import FoldFolder
 
 COLUMNS = (
     *("epoch", "lr", "train_loss", "val_loss", "pseudo_dice", "ema_dice"),
@@ -27,15 +29,9 @@ COLUMNS = (
 )
 
 
-def checkpoint(run: Run) -> None:
-    """State first, then what is derived from it: a kill in between is mended by the next --resume."""
-    save(run)
-    derive(run)
-
-
-def save(run: Run) -> None:
-    """The resumable state alone."""
-    state = State(
+def state_of(run: Run) -> State:
+    """The run as it stands. Its tensors are the run's own: they change with the next step."""
+    return State(
         progress=run.progress,
         network=run.network.state_dict(),
         optimizer=run.optimizer.state_dict(),
@@ -43,41 +39,48 @@ def save(run: Run) -> None:
         history=run.history,
         settings=run.settings,
     )
-    with _writing(run):
-        save_state(run.folder, state)
+
+
+def save(folder: FoldFolder, state: State) -> None:
+    """The resumable state. It comes first: what a kill leaves out of the rest, the next --resume makes."""
+    with _writing(folder):
+        save_state(folder, state)
 
 
 @contextmanager
-def _writing(run: Run) -> Iterator[None]:
+def _writing(folder: FoldFolder) -> Iterator[None]:
     """A full disk, or a folder that cannot be written, in one line."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(
-            f"{run.folder.root}: cannot be written ({reason}); free space or mend the permissions, then --resume: "
+            f"{folder.root}: cannot be written ({reason}); free space or mend the permissions, then --resume: "
             "what was written before is whole"
         ) from error
 
 
-def derive(run: Run) -> None:
-    """last and best weights, log.csv and the curve, from the run as it stands. A new run has but an empty log."""
-    with _writing(run):
-        _write_all(run)
+def derive(folder: FoldFolder, state: State) -> None:
+    """log.csv, last and best weights. A new run has but an empty log."""
+    with _writing(folder):
+        _write_log(folder, state.history)
+        if state.history or state.progress.step:
+            _write_weights(folder, state)
 
 
-def _write_all(run: Run) -> None:
-    _write_log(run)
-    if not (run.history or run.progress.step):
-        return
-    kept = {name: run.settings[name] for name in ("init", "heads", DROPOUT)}
-    note = {"epoch": str(run.progress.epoch), **kept}
-    weights = run.network.state_dict()
-    save_weights(run.folder.last, weights, note=note)
-    if run.progress.step == 0 and _is_best(run.history):
-        save_weights(run.folder.best, weights, note=note)
-    if run.history:
-        draw_curve(run.history, run.folder.curve)
+def draw(folder: FoldFolder, state: State) -> None:
+    """The curve, from the first epoch on."""
+    if state.history:
+        with _writing(folder):
+            draw_curve(state.history, folder.curve)
+
+
+def _write_weights(folder: FoldFolder, state: State) -> None:
+    kept = {name: state.settings[name] for name in ("init", "heads", DROPOUT)}
+    note = {"epoch": str(state.progress.epoch), **kept}
+    save_weights(folder.last, state.network, note=note)
+    if state.progress.step == 0 and _is_best(state.history):
+        save_weights(folder.best, state.network, note=note)
 
 
 def _is_best(history: list[dict[str, float]]) -> bool:
@@ -86,9 +89,9 @@ def _is_best(history: list[dict[str, float]]) -> bool:
     return last > max((mean for mean in before if not math.isnan(mean)), default=-math.inf)
 
 
-def _write_log(run: Run) -> None:
+def _write_log(folder: FoldFolder, history: list[dict[str, float]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: "" if math.isnan(v) else v for k, v in row.items()} for row in run.history)
-    write_bytes(run.folder.log, text.getvalue().encode())
+    writer.writerows({k: "" if math.isnan(v) else v for k, v in row.items()} for row in history)
+    write_bytes(folder.log, text.getvalue().encode())

@@ -22,6 +22,7 @@ from strokenet.preprocess.store import Store, StoredCase
 from strokenet.train.dropout import check_dropout
 from strokenet.train.feed import Augmentation
 from strokenet.train.initial import InitHeads, initialise
+from strokenet.train.schedule import poly_lr
 from strokenet.train.state import Progress, State, has_state, load_state, remove_leftovers
 from strokenet.workspace import FoldFolder, Workspace
 
@@ -44,6 +45,8 @@ class TrainConfig:
     modality_dropout: chance that a training patch loses some of its channels (dropout.py): one model for any of them.
     validate_every: whole validation volumes every so many epochs, 0 never. max_time_minutes: None for no limit.
     step: "fast", or "reference": as torch's own layers and update compute it (step.py). compile: by torch.compile.
+    checkpoint_minutes: the state goes to disk after every epoch, and within an epoch that often too; 0 after each step
+    that finds the disk idle.
     """
 
     fold: str = "0"
@@ -64,6 +67,7 @@ class TrainConfig:
     device: str = "auto"
     resume: bool = False
     max_time_minutes: float | None = None
+    checkpoint_minutes: float = 10
     seed: int = 0
     deterministic: bool = False
 
@@ -72,7 +76,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; allowed: 1 or more")
-        for name in ("validate_every", "seed", "max_time_minutes"):
+        for name in ("validate_every", "seed", "max_time_minutes", "checkpoint_minutes"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise InputError(f"{name} is {value}; allowed: 0 or more")
@@ -216,7 +220,7 @@ def _state_to_resume(folder: FoldFolder, *, resume: bool) -> State | None:
 
 
 def _settings(plan: Plan, config: TrainConfig, cases: FoldCases) -> dict[str, str]:
-    """What a resumed run must share with the one that was stopped, as text.
+    """What a resumed run must share with the one that was stopped, as text. Its epochs may become more (_restore).
 
     The place and the length of the computation may change: device, precision, --stop-epoch, --max-time. So may the
     plan's postprocess, which no step reads: `evaluate --fit-postprocessing` writes it when a fold is trained.
@@ -240,7 +244,9 @@ def _restore(run: Run, state: State) -> None:
     if run.config.init is not None:  # not given again: nothing to compare, the weights come from the state
         now |= {"init": _name(run.config.init), "init_heads": run.config.init_heads}
     before = _BEFORE | state.settings
-    changed = [_change(name, before.get(name), now[name]) for name in now if now[name] != before.get(name)]
+    longer = run.config.epochs > int(before["epochs"])
+    compared = [name for name in now if not (longer and name == "epochs")]
+    changed = [_change(name, before.get(name), now[name]) for name in compared if now[name] != before.get(name)]
     if changed:
         raise InputError(
             f"{where}: cannot resume with other settings: {', '.join(changed)}; repeat the options, plan and cases of "
@@ -254,17 +260,33 @@ def _restore(run: Run, state: State) -> None:
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         line = " ".join(str(error).split())[:200]
         raise InputError(f"{where}: the state does not fit the plan ({line}); remove the folder") from None
-    run.progress, run.history, run.settings = state.progress, state.history, before
+    run.progress, run.history, run.settings = state.progress, state.history, before | {"epochs": now["epochs"]}
+    if longer:
+        _tell_longer(run, int(before["epochs"]))
     if run.progress.epoch >= min(run.config.epochs, run.config.stop_epoch or run.config.epochs):
-        _log.info("%s: is finished after %d epochs, nothing to do", where, run.progress.epoch)
+        _log.info(
+            "%s: is finished after %d epochs, nothing to do; a larger --epochs extends it", where, run.progress.epoch
+        )
     else:
         _log.info("resuming at epoch %d, step %d", run.progress.epoch + 1, run.progress.step)
+
+
+def _tell_longer(run: Run, before: int) -> None:
+    """The schedule of a run that was extended: that of its new length, from the epoch reached on."""
+    lr, epoch, epochs = run.config.lr, run.progress.epoch, run.config.epochs
+    _log.info(
+        "%d epochs instead of %d: from epoch %d on the learning rate is that of the longer schedule, %.3g instead of "
+        "%.3g, and falls to 0 again",
+        *(epochs, before, epoch + 1, poly_lr(lr, epoch, epochs), poly_lr(lr, epoch, before)),
+    )
 
 
 def _change(name: str, before: str | None, now: str) -> str:
     """A setting that is another now, in the words of the command line."""
     if name in ("plan", "cases"):
         return f"the {name} changed"
+    if name == "epochs":
+        return f"--epochs was {before}, is {now} (a schedule can become longer alone; --stop-epoch ends it early)"
     option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
     was, is_now = ("the plan's" if value == "None" else value for value in (before, now))
     return f"{option} was {was}, is {is_now}"

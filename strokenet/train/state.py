@@ -1,8 +1,9 @@
 """Resumable state: all that a killed run needs to go on as if nothing had happened.
 
 One file, written to a temporary name, flushed and renamed; the one before it is kept. It ends with the SHA-256 of its
-content, so that a damaged file is noticed and the previous one taken. No random state is stored, because none lives
-longer than a sample (patches.sample_rng). Read with torch's weights_only loader: nothing in it can run code.
+content, so that a damaged file is noticed and the previous one taken. It is hashed while it is written, so that writing
+needs no second copy of it in memory. No random state is stored, because none lives longer than a sample
+(patches.sample_rng). Read with torch's weights_only loader: nothing in it can run code.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -65,12 +66,13 @@ class State:
 
 def save_state(folder: FoldFolder, state: State) -> None:
     """Writes state.pt; what was there becomes state.prev.pt. A kill at any moment leaves at least one whole file."""
-    buffer = io.BytesIO()
     fields = {name: getattr(state, name) for name in ("network", "optimizer", "scaler", "history", "settings")}
-    torch.save({"version": VERSION, "progress": asdict(state.progress), **fields}, buffer)
-    buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
+    content = {"version": VERSION, "progress": asdict(state.progress), **fields}
     with replacing(folder.state) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        with temporary.open("wb") as file:
+            signed = _Signed(file)
+            torch.save(content, signed)  # type: ignore[arg-type]  # it asks for write and flush alone
+            signed.finish()
         if folder.state.is_file():  # only now: a disk that is full has taken neither of the two
             _keep(folder.state, folder.previous_state)
 
@@ -108,6 +110,36 @@ def remove_leftovers(folder: FoldFolder) -> None:
     for path in folder.root.glob(".*"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
+
+
+class _Signed:
+    """A file that gets the SHA-256 of what was written to it as its end.
+
+    torch writes from C++ and turns an error of the disk into one of its own, without the reason: here the first error
+    is kept, what follows goes nowhere, and `finish` raises it.
+    """
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self._sum = file, hashlib.sha256()
+        self._error: OSError | None = None
+
+    def write(self, content: bytes | memoryview) -> int:
+        if self._error is None:
+            try:
+                self._file.write(content)
+                self._sum.update(content)
+            except OSError as error:
+                self._error = error
+        return len(content)
+
+    def flush(self) -> None:
+        """Asked for by torch; the file is flushed when it is closed."""
+
+    def finish(self) -> None:
+        """Raises OSError: something could not be written."""
+        self.write(self._sum.digest())
+        if self._error is not None:
+            raise self._error
 
 
 def _keep(path: Path, previous: Path) -> None:

@@ -1,8 +1,9 @@
 """Training: the loop, top to bottom (Isensee 2021, Methods; Meddahi 2024, VI.A).
 
 Comes in: a workspace with a plan, splits and preprocessed cases. Goes out: fold_K/ with weights, log and curve.
-An epoch is a fixed number of steps on drawn patches, then validation. After each epoch the state is on disk; a run
-that is killed at any moment and resumed ends with the weights of one that was not.
+An epoch is a fixed number of steps on drawn patches, then validation. After each epoch, and within long ones, a thread
+brings the state to disk (writer.py); a run that is killed at any moment and resumed ends with the weights of one that
+was not.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ from strokenet.signals import heeded
 from strokenet.train.feed import Batch, Feed, WorkersLost
 from strokenet.train.launch import Outcome, Steps, make_steps
 from strokenet.train.moment import View, moment_of, unseen
-from strokenet.train.record import checkpoint, derive, save
+from strokenet.train.record import derive, draw, state_of
 from strokenet.train.run import FoldCases, Run, TrainConfig, fold_cases, start_run
+from strokenet.train.schedule import poly_lr
 from strokenet.train.state import Progress
 from strokenet.train.step import REFERENCE, Speedups, set_rate
 from strokenet.train.validate import validate_patches, validate_volumes
+from strokenet.train.writer import CheckpointWriter
 from strokenet.workspace import FoldFolder, Workspace
 
 _log = logging.getLogger("strokenet")
 
-POLY_EXPONENT = 0.9
 EMA_KEEP = 0.9
 MAX_BAD_STEPS = 5
 
@@ -67,6 +69,7 @@ class _Training:
     run: Run
     steps: Steps
     feed: Feed
+    writer: CheckpointWriter
     cases: FoldCases
     last: int
     track: Track
@@ -87,7 +90,8 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent, view
     plan = workspace.read_plan()
     cases = fold_cases(workspace, plan, config.fold)
     run = start_run(workspace, plan, config, cases)
-    derive(run)  # what a kill may have left undone; and the folder can be written
+    derive(run.folder, state_of(run))  # what a kill may have left undone; and the folder can be written
+    draw(run.folder, state_of(run))
     steps = make_steps(run, speedups_of(config, run.device))
     last = min(config.epochs, config.stop_epoch or config.epochs)
     feed = Feed(
@@ -100,8 +104,10 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent, view
         device=run.device,
         modality_dropout=config.modality_dropout,
     )
-    training = _Training(run=run, steps=steps, feed=feed, cases=cases, last=last, track=track, view=view, stop=stop)
-    with _arithmetic(config.deterministic), _listening(stop), feed:
+    with _arithmetic(config.deterministic), _listening(stop), feed, CheckpointWriter(run) as writer:
+        training = _Training(
+            run=run, steps=steps, feed=feed, writer=writer, cases=cases, last=last, track=track, view=view, stop=stop
+        )
         left = range(run.progress.epoch, last)
         for _ in track(left, total=len(left), what=f"train fold {config.fold}"):
             if stop() or not _epoch(training):
@@ -109,7 +115,8 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent, view
         finished = run.progress.epoch >= last
         if not finished:
             if run.progress.step:  # else the state on disk is this one
-                checkpoint(run)
+                writer.checkpoint()
+            writer.wait()
             _log.info("stopped in epoch %d; --resume goes on from here", run.progress.epoch + 1)
     return TrainResult(folder=run.folder, history=tuple(run.history), signal=stop.signal, finished=finished)
 
@@ -118,11 +125,6 @@ def speedups_of(config: TrainConfig, device: torch.device) -> Speedups:
     """What makes a step fast where it is computed; Apple's GPUs take torch's own layers and update."""
     fast = config.step == "fast" and device.type in ("cpu", "cuda")
     return replace(Speedups() if fast else REFERENCE, compile=config.compile)
-
-
-def poly_lr(lr: float, epoch: int, epochs: int) -> float:
-    """Learning rate of an epoch: lr (1 - epoch / epochs)^0.9 (Meddahi 2024, VI.A)."""
-    return float(lr * (1 - epoch / epochs) ** POLY_EXPONENT)
 
 
 def moving_average(history: list[dict[str, float]], dice: float) -> float:
@@ -144,13 +146,13 @@ def _epoch(training: _Training) -> bool:
     try:
         row = _validate(training)
     except BaseException:
-        save(run)
+        training.writer.save()
         raise
     if row is None:
         return False
     run.history.append(row)
     run.progress = Progress(epoch=run.progress.epoch + 1, bad_in_row=run.progress.bad_in_row)
-    checkpoint(run)
+    training.writer.checkpoint()
     return True
 
 
@@ -167,6 +169,7 @@ def _train_steps(training: _Training) -> bool:
             for batch in training.track(batches, total=len(steps), what=f"epoch {progress.epoch + 1}"):
                 clock.waited()
                 _step(training, batch)
+                _checkpoint_if_due(training)
                 clock.worked()
                 training.view(moment_of(run, training.last))
                 if stop():
@@ -184,6 +187,13 @@ def _step(training: _Training, batch: Batch) -> None:
     progress = training.run.progress
     _note(training.run, training.steps(batch, progress.step))
     progress.step += 1
+
+
+def _checkpoint_if_due(training: _Training) -> None:
+    """The state within an epoch, so that a kill costs minutes; what became of the steps in it is waited for."""
+    if training.writer.due():
+        _note(training.run, training.steps.rest())
+        training.writer.save()
 
 
 class _Clock:
@@ -235,13 +245,19 @@ def _validate(training: _Training) -> dict[str, float] | None:
     run, track, stop = training.run, training.track, training.stop
     progress, config = run.progress, run.config
     began = time.monotonic()
-    score = validate_patches(run, training.feed, track, stop)
+
+    def stopped() -> bool:
+        _checkpoint_if_due(training)  # a long validation is no reason to lose the steps before it
+        return stop()
+
+    score = validate_patches(run, training.feed, track, stopped)
     if score is None:
         return None
     volume_dice: float | None = math.nan
     if due := bool(config.validate_every) and (progress.epoch + 1) % config.validate_every == 0:
-        save(run)  # whole volumes take long and much memory
-        volume_dice = validate_volumes(run, training.cases.val, track, stop)
+        training.writer.save()
+        training.writer.wait()  # whole volumes take long and much memory
+        volume_dice = validate_volumes(run, training.cases.val, track, stopped)
     if volume_dice is None:
         return None
     row = {

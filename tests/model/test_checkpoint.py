@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 
 from planner.plan import Plan
 from strokenet.data.errors import InputError
@@ -53,6 +53,26 @@ def test_weights_come_back_bit_for_bit(file: Path, plan: Plan) -> None:
     with safe_open(file, "pt") as opened:
         assert opened.metadata() == {"strokenet": '{"epoch": "8"}'}
     assert [path.name for path in file.parent.iterdir()] == ["last.safetensors"]
+
+
+def test_the_file_is_the_one_that_safetensors_writes(tmp_path: Path) -> None:
+    """Of any layout and length, with names that are no ASCII."""
+    weights = {
+        "wide": torch.randn(2, 3, 4, 5, 6).to(memory_format=torch.channels_last_3d),
+        "übrig": torch.randn(3),
+        "turned": torch.randn(4, 3).T,
+        "half": torch.randn(3).half(),
+        "brain": torch.randn(5).bfloat16(),
+        "alone": torch.tensor(1.5, requires_grad=True),
+        "none": torch.zeros(0, 3),
+    }
+    save_weights(tmp_path / "a.safetensors", weights, note={"epoch": "1"})
+    plain = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+    ours = load(tmp_path.joinpath("a.safetensors").read_bytes())
+    assert all(torch.equal(ours[name], plain[name]) for name in plain)
+    floats = {name: tensor for name, tensor in plain.items() if tensor.dtype == torch.float32}
+    save_weights(tmp_path / "b.safetensors", floats, note={"epoch": "1"})
+    assert tmp_path.joinpath("b.safetensors").read_bytes() == save(floats, metadata={"strokenet": '{"epoch": "1"}'})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

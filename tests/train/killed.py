@@ -17,7 +17,7 @@ from strokenet.train.train import train
 from strokenet.workspace import Workspace
 from tests.train.workspaces import assert_same_run, short
 
-CONFIG = short(epochs=2, iterations=2, val_iterations=1, validate_every=2, resume=True)
+CONFIG = short(epochs=2, iterations=2, val_iterations=1, validate_every=2, resume=True, checkpoint_minutes=0)
 
 
 def forked(function: Callable[[], object]) -> int:

@@ -51,6 +51,7 @@ def test_the_defaults_are_the_published_ones() -> None:
     [
         *(("epochs", 0), ("iterations", 0), ("val_iterations", -1), ("batch_size", 0), ("stop_epoch", 0)),
         *(("lr", 0.0), ("lr", math.nan), ("seed", -1), ("validate_every", -1), ("max_time_minutes", math.nan)),
+        *(("checkpoint_minutes", -1), ("checkpoint_minutes", math.nan)),
         *(("augment", "heavy"), ("precision", "fp8"), ("init_heads", "maybe")),
     ],
 )
@@ -131,7 +132,7 @@ def test_a_finished_run_resumed_stays_as_it_is_and_says_so(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 4}, "--epochs was 3, is 4"),
+        ({"epochs": 2}, r"--epochs was 3, is 2 \(a schedule can become longer alone; --stop-epoch ends it early\)"),
         ({"iterations": 4}, "--iters-per-epoch was 3, is 4"),
         ({"val_iterations": 4}, "--val-iters was 2, is 4"),
         ({"lr": 0.1, "seed": 8}, "--lr was 0.01, is 0.1, --seed was 7, is 8"),
