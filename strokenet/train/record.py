@@ -34,7 +34,9 @@ def checkpoint(run: Run) -> None:
 
 
 def save(run: Run) -> None:
-    """The resumable state alone."""
+    """The resumable state alone. One rank writes it."""
+    if not run.ranks.first:
+        return
     state = State(
         progress=run.progress,
         network=run.network.state_dict(),
@@ -61,7 +63,12 @@ def _writing(run: Run) -> Iterator[None]:
 
 
 def derive(run: Run) -> None:
-    """last and best weights, log.csv and the curve, from the run as it stands. A new run has but an empty log."""
+    """last and best weights, log.csv and the curve, from the run as it stands. A new run has but an empty log.
+
+    One rank writes them.
+    """
+    if not run.ranks.first:
+        return
     with _writing(run):
         _write_all(run)
 

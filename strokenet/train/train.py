@@ -20,9 +20,10 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
-from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
+from strokenet.infer.shard import Shard
 from strokenet.signals import heeded
+from strokenet.train.distributed import Ranks, joined
 from strokenet.train.feed import Batch, Feed, WorkersLost
 from strokenet.train.loss import deep_supervision_loss
 from strokenet.train.record import checkpoint, derive, save
@@ -51,29 +52,51 @@ class TrainResult:
 
 @dataclass
 class _Stop:
-    """Why to stop after the step at hand: a signal that came, or the time that is up."""
+    """Why to stop after the step at hand: a signal that came, or the time that is up, on any of the ranks.
+
+    signal: what came to this process. agreed: what came to one of them and ends all after the same step.
+    """
 
     deadline: float
+    ranks: Ranks
     signal: int | None = None
+    agreed: int | None = None
 
     def __call__(self) -> bool:
-        return self.signal is not None or time.monotonic() >= self.deadline
+        number, late = self.ranks.most(self.signal or 0, time.monotonic() >= self.deadline)
+        self.agreed = int(number) or None
+        return bool(number or late)
 
 
-def train(workspace: Workspace, config: TrainConfig, track: Track = silent) -> TrainResult:
-    """Trains one fold.
+def train(
+    workspace: Workspace, config: TrainConfig, track: Track = silent, launched: Shard | None = None
+) -> TrainResult:
+    """Trains one fold. launched: this process among those that train it together (distributed.py); None: it is alone.
 
     Raises:
         InputError: no plan, a case that is not preprocessed by it, a fold that does not exist, a run that is there and
             --resume was not asked for, settings that changed since, five steps in a row without a finite loss, or a
-            folder that cannot be written.
+            folder that cannot be written; of several ranks, that they cannot meet, that one is lost, or more of them
+            than patches in a batch.
     """
+    with joined(launched, config.device) as ranks:
+        return _train(workspace, config, track if ranks.first else silent, ranks)
+
+
+def _train(workspace: Workspace, config: TrainConfig, track: Track, ranks: Ranks) -> TrainResult:
     minutes = config.max_time_minutes
-    stop = _Stop(deadline=time.monotonic() + 60 * minutes if minutes is not None else math.inf)
-    plan = workspace.read_plan()
-    cases = fold_cases(workspace, plan, config.fold)
-    run = start_run(workspace, plan, config, cases)
-    derive(run)  # what a kill may have left undone; and the folder can be written
+    stop = _Stop(deadline=time.monotonic() + 60 * minutes if minutes is not None else math.inf, ranks=ranks)
+    with ranks.together():
+        plan = workspace.read_plan()
+        cases = fold_cases(workspace, plan, config.fold)
+        run = start_run(workspace, plan, config, cases, ranks)
+        share = ranks.share(run.batch_size)
+    place = {"fold": config.fold, "epoch": str(run.progress.epoch), "step": str(run.progress.step)}
+    ranks.require_same(place | run.settings)
+    with ranks.together():  # not before all have read what is there
+        derive(run)  # what a kill may have left undone; and the folder can be written
+    _freeze_unread_head(run)
+    run.levels = ranks.wrap(run.levels)
     last = min(config.epochs, config.stop_epoch or config.epochs)
     feed = Feed(
         plan,
@@ -84,6 +107,8 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent) -> T
         augmentation=config.augment,
         device=run.device,
         modality_dropout=config.modality_dropout,
+        share=share,
+        neighbours=ranks.neighbours,
     )
     with _arithmetic(config.deterministic), _listening(stop), feed:
         left = range(run.progress.epoch, last)
@@ -95,7 +120,15 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent) -> T
             if run.progress.step:  # else the state on disk is this one
                 checkpoint(run)
             _log.info("stopped in epoch %d; --resume goes on from here", run.progress.epoch + 1)
-    return TrainResult(folder=run.folder, history=tuple(run.history), signal=stop.signal, finished=finished)
+    ended_by = stop.agreed or stop.signal
+    return TrainResult(folder=run.folder, history=tuple(run.history), signal=ended_by, finished=finished)
+
+
+def _freeze_unread_head(run: Run) -> None:
+    """The coarsest level has no weight in the loss: DDP must not wait for a gradient of its head."""
+    heads = run.network.decoder.seg_layers
+    if len(heads) > 1:
+        heads[0].requires_grad_(False)
 
 
 def poly_lr(lr: float, epoch: int, epochs: int) -> float:
@@ -150,7 +183,7 @@ def _train_steps(run: Run, feed: Feed, track: Track, stop: _Stop) -> bool:
                 if stop():
                     return False
     except WorkersLost:
-        if stop.signal is None:
+        if stop.signal is None or not run.ranks.alone:
             raise
         return False  # the signal went to the whole group of processes
     return True
@@ -160,9 +193,9 @@ def _step(run: Run, batch: Batch) -> None:
     """Forward, backward, clip, update. A loss or gradient that is not finite skips the update and names the cases."""
     run.optimizer.zero_grad(set_to_none=True)
     with run.autocast():
-        levels = run.network.forward_levels(batch.image)
-    loss = deep_supervision_loss(levels, batch.label, batch_dice=run.plan.batch_dice)
-    value = float(loss.detach())
+        levels = run.levels(batch.image)
+    loss = deep_supervision_loss(levels, batch.label, batch_dice=run.plan.batch_dice, part=run.part)
+    value = float(run.ranks.mean(loss.detach()))  # the same on all ranks: they skip together
     if not (math.isfinite(value) and _update(run, loss)):
         _skip(run, batch)
         return
@@ -191,10 +224,12 @@ def _update(run: Run, loss: Tensor) -> bool:
 def _skip(run: Run, batch: Batch) -> None:
     run.progress.skipped += 1
     run.progress.bad_in_row += 1
-    where = f"epoch {run.progress.epoch + 1}, step {run.progress.step + 1}, cases {', '.join(batch.cases)}"
-    _log.warning("loss or gradient is not finite (%s): step skipped", where)
+    cases = [name for part in run.ranks.gathered(batch.cases) for name in part]
+    where = f"epoch {run.progress.epoch + 1}, step {run.progress.step + 1}, cases {', '.join(cases)}"
+    if run.ranks.first:
+        _log.warning("loss or gradient is not finite (%s): step skipped", where)
     if run.progress.bad_in_row >= MAX_BAD_STEPS:
-        raise InputError(
+        raise run.ranks.error(
             f"{run.folder.root}: {MAX_BAD_STEPS} steps in a row without a finite loss and gradient ({where}); the last "
             "good checkpoint is kept; mend these cases, preprocess and --resume, or start again with a lower --lr"
         )
