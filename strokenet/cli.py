@@ -38,10 +38,10 @@ def _main_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _start(verbose: int) -> Console:
+def _start(verbose: int, rank: int = 0) -> Console:
     from strokenet.console import start_logging
 
-    return start_logging(verbose=verbose)
+    return start_logging(verbose=verbose, rank=rank)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -299,18 +299,24 @@ def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> Non
 @click.option("--deterministic", is_flag=True, help="Refuse operations that are not reproducible.")
 @_main_options
 def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
-    """Train one fold of WORK."""
+    """Train one fold of WORK; started by torchrun, or srun, all processes train it together."""
     from strokenet.console import watching
+    from strokenet.infer.shard import launched_shard
     from strokenet.memory import keep_freed_memory
     from strokenet.report import show_training
+    from strokenet.train.distributed import restarted
     from strokenet.train.run import TrainConfig
     from strokenet.train.train import train as run
     from strokenet.workspace import Workspace
 
     keep_freed_memory()
-    with watching(_start(verbose)) as (track, view):
-        result = run(Workspace(work), TrainConfig(**options), track, view)
-    show_training(result, as_json=as_json)
+    launched = launched_shard()
+    rank = launched.index if launched else 0
+    options["resume"] |= restarted()
+    with watching(_start(verbose, rank)) as (track, view):
+        result = run(Workspace(work), TrainConfig(**options), track, view, launched)
+    if rank == 0:
+        show_training(result, as_json=as_json)
     sys.exit(128 + result.signal if result.signal else 0)
 
 
@@ -549,7 +555,7 @@ def main() -> None:
     """Runs the command; every expected error becomes one line and the right exit code."""
     from kernels.dispatch import wanted
     from planner.plan import PlanError
-    from strokenet.data.errors import InputError
+    from strokenet.data.errors import InputError, ToldElsewhere
 
     for number in heeded():
         signal.signal(number, _stop)
@@ -564,6 +570,8 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
+    except ToldElsewhere as error:
+        sys.exit(error.exit_code)
     except InputError as error:
         _fail(str(error), error.exit_code)
     except (PlanError, OSError) as error:

@@ -52,13 +52,20 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
-def start_logging(*, verbose: int = 0) -> Console:
-    """Sends the package's log to stderr. verbose: -1 warnings alone, 0 the story, 1 everything."""
-    console = Console(stderr=True, highlight=False)
+def start_logging(*, verbose: int = 0, rank: int = 0) -> Console:
+    """Sends the package's log to stderr. verbose: -1 warnings alone, 0 the story, 1 everything.
+
+    rank: of several processes with one terminal all but 0 say warnings alone, with their number, and draw no bars.
+    """
+    console = Console(stderr=True, highlight=False, force_terminal=False if rank else None)
+    handler = ConsoleLog(console)
     log = logging.getLogger("strokenet")
-    log.handlers[:] = [ConsoleLog(console)]
+    log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel({-1: logging.WARNING, 0: logging.INFO}.get(verbose, logging.DEBUG))
+    if rank:
+        handler.setFormatter(logging.Formatter(f"rank {rank}: %(message)s"))
+        log.setLevel(logging.WARNING)
     return console
 
 

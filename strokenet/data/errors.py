@@ -16,3 +16,7 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
+
+class ToldElsewhere(InputError):
+    """What another process of the same command ends with too, and says: this one ends in silence, by the same code."""

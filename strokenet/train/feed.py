@@ -33,7 +33,7 @@ from strokenet.preprocess.jobs import worker_count
 from strokenet.preprocess.store import StoredCase
 from strokenet.train.augment import augment, draw
 from strokenet.train.dropout import drop_channels
-from strokenet.train.patches import Phase, RawBatch, Stream, draw_batch, sample_rng
+from strokenet.train.patches import Phase, RawBatch, Stream, draw_batch, is_forced, sample_rng
 from strokenet.train.published import augment_published
 from strokenet.train.spatial import initial_patch
 
@@ -59,7 +59,11 @@ class Batch:
 
 
 class Feed:
-    """Batches of one fold. Holds threads, and worker processes for "batchgenerators": use it in a with block."""
+    """Batches of one fold. Holds threads, and worker processes for "batchgenerators": use it in a with block.
+
+    share: indices of the samples in the batch that are wanted here, None for all. neighbours: processes of this machine
+    that hold a feed each, and share its cores.
+    """
 
     def __init__(
         self,
@@ -72,8 +76,11 @@ class Feed:
         augmentation: Augmentation,
         device: torch.device,
         modality_dropout: float = 0.0,
+        share: range | None = None,
+        neighbours: int = 1,
     ):
         self._plan, self._batch_size, self._seed, self._device = plan, batch_size, seed, device
+        self._share, self._neighbours = range(batch_size) if share is None else share, neighbours
         self._cases: dict[Phase, Sequence[StoredCase]] = {"train": train, "val": val}
         self._augmentation, self._modality_dropout = augmentation, modality_dropout
         self._stream = (
@@ -84,11 +91,12 @@ class Feed:
 
     def __enter__(self) -> Feed:
         if self._augmentation == "batchgenerators":
-            workers = worker_count(None, MAX_WORKERS, COPIES * _raw_bytes(self._plan))
+            workers = worker_count(None, MAX_WORKERS * self._neighbours, COPIES * _raw_bytes(self._plan))
+            workers = max(1, workers // self._neighbours)
             self._pool = self._stack.enter_context(
                 ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
             )
-            self._thread_count = math.ceil(workers / self._batch_size)  # so that every worker has a sample
+            self._thread_count = math.ceil(workers / len(self._share))  # so that every worker has a sample
         self._threads = self._stack.enter_context(ThreadPoolExecutor(self._thread_count, thread_name_prefix="feed"))
         return self
 
@@ -126,6 +134,7 @@ class Feed:
             rngs,
             patch=final if how == "none" else initial_patch(final),
             final_patch=final,
+            forced=[is_forced(index, self._batch_size) for index in self._share],
             pinned=self._stream is not None and how != "batchgenerators",
         )
         image, label = self._by_workers(raw, rngs) if how == "batchgenerators" else (raw.image, raw.label)
@@ -139,7 +148,7 @@ class Feed:
         return Batch(image=image, label=label, cases=raw.cases)
 
     def _rngs(self, stream: Stream, epoch: int, step: int) -> list[np.random.Generator]:
-        return [sample_rng(self._seed, stream, epoch, step, index) for index in range(self._batch_size)]
+        return [sample_rng(self._seed, stream, epoch, step, index) for index in self._share]
 
     def _on_device(self, image: Tensor, label: Tensor, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
         plan = self._plan
@@ -196,8 +205,13 @@ def _raw_bytes(plan: Plan) -> int:
 
 
 def _start_worker() -> None:
-    """One torch thread. Ctrl-C reaches all and is the parent's matter; when the parent is gone, so is the worker."""
+    """One torch thread. Ctrl-C, and what torchrun sends to its group of processes, are the parent's matter.
+
+    When the parent is gone, so is the worker.
+    """
     torch.set_num_threads(1)
+    if hasattr(os, "setsid"):  # not on Windows
+        os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from strokenet.train.feed import Batch
 from strokenet.train.run import Run
-from strokenet.train.step import Compute, Speedups, Wrap, make_step
+from strokenet.train.step import Compute, Speedups, make_step
 
 _log = logging.getLogger("strokenet")
 
@@ -48,12 +48,13 @@ class Steps(Protocol):
         ...
 
 
-def make_steps(run: Run, speedups: Speedups, wrap: Wrap = lambda levels: levels) -> Steps:
+def make_steps(run: Run, speedups: Speedups) -> Steps:
     """The steps of a run whose state is restored, as its device takes them; see make_step."""
-    compute = make_step(run, speedups, wrap)
+    compute = make_step(run, speedups)
     if run.device.type != "cuda":
         return StepsAtOnce(compute)
-    recordable = speedups.graph and speedups.fused_update and not run.scaler.is_enabled()
+    plain = not run.scaler.is_enabled() and run.ranks.alone  # nothing but the network and its update
+    recordable = speedups.graph and speedups.fused_update and plain
     return QueuedSteps(Recorded(compute, run.optimizer) if recordable else compute)
 
 

@@ -11,11 +11,13 @@ and (2) lacks its minus sign. What nnU-Net computes, and so do we:
     cross-entropy part  mean over all voxels of - log p(label)
     loss                their sum, so between -1 (perfect) and above; the constant 1 is left out, its gradient is zero
 With batch_dice, I, P and G are summed over the batch before the division.
+Where several processes hold a part of the batch each (distributed.py), the mean of their losses is the batch's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +26,35 @@ from torch import Tensor
 SMOOTH = 1e-5
 
 
-def dice_ce(logits: Tensor, label: Tensor, *, batch_dice: bool) -> Tensor:
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What of the batch the samples at hand are; by default all of it.
+
+    weight: their number over the mean number of a process: 1 where all hold as many. total: sum of a tensor over the
+    processes; its gradient, averaged over them as that of the weights is, is the gradient of the sum.
+    """
+
+    weight: float = 1.0
+    total: Callable[[Tensor], Tensor] = _alone
+
+
+WHOLE = Part()
+
+
+def dice_ce(logits: Tensor, label: Tensor, *, batch_dice: bool, part: Part = WHOLE) -> Tensor:
     """Dice plus cross-entropy of one level.
 
     Args:
         logits: (N, K, D, H, W), any floating type; sums run in float32.
         label: (N, D, H, W) int64, 0 .. K-1.
+        part: what of the batch these N samples are.
 
     Returns:
-        scalar float32.
+        scalar float32; of a part, what has the batch's loss as its mean over the parts.
     """
     logits = logits.float()
     log_p = F.log_softmax(logits, dim=1)
@@ -41,9 +63,10 @@ def dice_ce(logits: Tensor, label: Tensor, *, batch_dice: bool) -> Tensor:
     g = F.one_hot(label, logits.shape[1]).movedim(-1, 1)[:, 1:].flatten(2)  # (N, D, H, W) -> (N, K-1, V)
     intersection, predicted, truth = (p * g).sum(-1), p.sum(-1), g.sum(-1).to(p.dtype)  # (N, K-1)
     if batch_dice:
-        intersection, predicted, truth = intersection.sum(0), predicted.sum(0), truth.sum(0)  # (K-1,)
+        sums = torch.stack([intersection.sum(0), predicted.sum(0), truth.sum(0)])
+        intersection, predicted, truth = part.total(sums)  # (3, K-1)
     dice = (2 * intersection + SMOOTH) / (predicted + truth + SMOOTH).clamp_min(1e-8)
-    return cross_entropy - dice.mean()
+    return part.weight * cross_entropy - (1.0 if batch_dice else part.weight) * dice.mean()
 
 
 def level_weights(levels: int) -> tuple[float, ...]:
@@ -57,18 +80,19 @@ def level_weights(levels: int) -> tuple[float, ...]:
     return tuple(w / sum(raw) for w in raw)
 
 
-def deep_supervision_loss(levels: Sequence[Tensor], label: Tensor, *, batch_dice: bool) -> Tensor:
+def deep_supervision_loss(levels: Sequence[Tensor], label: Tensor, *, batch_dice: bool, part: Part = WHOLE) -> Tensor:
     """Weighted sum of dice_ce over the decoder's levels. A level of weight 0 is not computed and gets no gradient.
 
     Args:
         levels: logits (N, K, D_l, H_l, W_l), full resolution first.
         label: (N, D, H, W) int64 at full resolution; coarser levels take the nearest voxel.
+        part: what of the batch these N samples are.
     """
     total = torch.zeros((), device=label.device)
     for logits, weight in zip(levels, level_weights(len(levels)), strict=True):
         if weight > 0:
             target = downsample_label(label, tuple(logits.shape[2:]))
-            total = total + weight * dice_ce(logits, target, batch_dice=batch_dice)
+            total = total + weight * dice_ce(logits, target, batch_dice=batch_dice, part=part)
     return total
 
 

@@ -108,12 +108,14 @@ def draw_batch(
     *,
     patch: Triple,
     final_patch: Triple,
+    forced: Sequence[bool] | None = None,
     pinned: bool = False,
 ) -> RawBatch:
     """One batch: a case with replacement, then a place, a sample at a time from its own Generator.
 
     Args:
         cases: the fold's preprocessed cases. rngs: one a sample. patch, final_patch: see `place`.
+        forced: which samples are centred on foreground; None where these are the whole batch: is_forced says it.
         pinned: in memory that a GPU copies from without waiting.
 
     Returns:
@@ -123,9 +125,11 @@ def draw_batch(
     image = _empty((len(rngs), channels, *patch), np.float32, pinned)  # (N, C, D, H, W)
     label = _empty((len(rngs), *patch), np.int16, pinned)  # (N, D, H, W)
     names = []
+    if forced is None:
+        forced = [is_forced(index, len(rngs)) for index in range(len(rngs))]
     for index, rng in enumerate(rngs):
         case = cases[int(rng.integers(len(cases)))]
-        foreground = tuple(case.foreground.values()) if is_forced(index, len(rngs)) else ()
+        foreground = tuple(case.foreground.values()) if forced[index] else ()
         d, h, w = case.image.shape[1:]
         start = place(rng, (d, h, w), patch, final_patch, foreground)
         cut(case.image, start, image[index].numpy(), 0.0)

@@ -19,9 +19,11 @@ from strokenet.data.errors import InputError
 from strokenet.model.device import Precision, choose_device, choose_dtype
 from strokenet.model.network import UNet, build_network
 from strokenet.preprocess.store import Store, StoredCase
+from strokenet.train.distributed import ALONE, Ranks
 from strokenet.train.dropout import check_dropout
 from strokenet.train.feed import Augmentation
 from strokenet.train.initial import InitHeads, initialise
+from strokenet.train.loss import Part
 from strokenet.train.schedule import poly_lr
 from strokenet.train.state import Progress, State, has_state, load_state, remove_leftovers
 from strokenet.workspace import FoldFolder, Workspace
@@ -120,10 +122,17 @@ class Run:
     settings: dict[str, str]
     progress: Progress = field(default_factory=Progress)
     history: list[dict[str, float]] = field(default_factory=list)
+    ranks: Ranks = ALONE
 
     @property
     def batch_size(self) -> int:
+        """Of the whole batch, all ranks together."""
         return self.config.batch_size or self.plan.batch_size
+
+    @property
+    def part(self) -> Part:
+        """This rank's of the batch."""
+        return self.ranks.part(self.batch_size)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The arithmetic of the forward pass: --precision."""
@@ -156,8 +165,8 @@ def fold_cases(workspace: Workspace, plan: Plan, fold: str) -> FoldCases:
     return FoldCases(train=tuple(opened[n] for n in sides["train"]), val=tuple(opened[n] for n in sides["val"]))
 
 
-def start_run(workspace: Workspace, plan: Plan, config: TrainConfig, cases: FoldCases) -> Run:
-    """A run at its first step, or where the state on disk left it.
+def start_run(workspace: Workspace, plan: Plan, config: TrainConfig, cases: FoldCases, ranks: Ranks = ALONE) -> Run:
+    """A run at its first step, or where the state on disk left it, which all ranks read.
 
     Raises:
         InputError: a run is there and --resume was not asked for, its settings were others, its states are damaged,
@@ -165,9 +174,9 @@ def start_run(workspace: Workspace, plan: Plan, config: TrainConfig, cases: Fold
     """
     check_dropout(plan, config.modality_dropout)
     folder = workspace.fold(config.fold)
-    device = choose_device(config.device)
+    device = choose_device(config.device, local=ranks.local)
     dtype = choose_dtype(config.precision, device)
-    state = _state_to_resume(folder, resume=config.resume)
+    state = _state_to_resume(folder, resume=config.resume, first=ranks.first)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = build_network(plan)
@@ -185,6 +194,7 @@ def start_run(workspace: Workspace, plan: Plan, config: TrainConfig, cases: Fold
         optimizer=torch.optim.SGD(network.parameters(), config.lr, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         settings=settings,
+        ranks=ranks,
     )
     if state is not None:
         _restore(run, state)
@@ -203,7 +213,7 @@ def _say_what_the_batch_does(run: Run) -> None:
     )
 
 
-def _state_to_resume(folder: FoldFolder, *, resume: bool) -> State | None:
+def _state_to_resume(folder: FoldFolder, *, resume: bool, first: bool) -> State | None:
     """The state to go on from, None for a new run. A trained fold is never overwritten unasked."""
     begun = has_state(folder)
     if begun and not resume:
@@ -215,7 +225,8 @@ def _state_to_resume(folder: FoldFolder, *, resume: bool) -> State | None:
         )
     if resume and not begun:
         _log.info("%s: no checkpoint to resume from, starting at the first epoch", folder.root)
-    remove_leftovers(folder)
+    if first:
+        remove_leftovers(folder)
     return load_state(folder)
 
 

@@ -31,7 +31,6 @@ _log = logging.getLogger("strokenet")
 GRADIENT_NORM = 12.0
 
 Compute = Callable[[Tensor, Tensor], Tensor]  # image, label -> (2,) float32: the loss, and 1 where the step was good
-Wrap = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +50,8 @@ class Speedups:
 REFERENCE = Speedups(channels_last=False, without_bias=False, fused_update=False, graph=False)
 
 
-def make_step(run: Run, speedups: Speedups, wrap: Wrap = lambda levels: levels) -> Compute:
-    """The step of a run whose state is restored. Brings the network and the optimizer into their form.
-
-    wrap: put around the module that answers with the levels (distributed training).
-    """
+def make_step(run: Run, speedups: Speedups) -> Compute:
+    """The step of a run whose state is restored. Brings the network and the optimizer into their form."""
     weights = level_weights(len(run.network.decoder.seg_layers))
     levels: nn.Module = TrainingForm(
         run.network,
@@ -63,7 +59,7 @@ def make_step(run: Run, speedups: Speedups, wrap: Wrap = lambda levels: levels) 
         without_bias=speedups.without_bias,
         unread_heads=sum(weight == 0 for weight in weights),
     )
-    levels = wrap(Compiled(levels) if speedups.compile else levels)
+    levels = run.ranks.wrap(Compiled(levels) if speedups.compile else levels)
     arrange(run.optimizer, fused=speedups.fused_update)
     return FusedStep(run, levels) if speedups.fused_update else PlainStep(run, levels)
 
@@ -103,7 +99,7 @@ class PlainStep:
     def __call__(self, image: Tensor, label: Tensor) -> Tensor:
         """image: (N, C, D, H, W) float32. label: (N, D, H, W) int64. -> see Compute."""
         loss = _loss(self._run, self._levels, image, label)
-        value = float(loss.detach())
+        value = float(self._run.ranks.mean(loss.detach()))  # the same on all ranks: they skip together
         good = math.isfinite(value) and self._update(loss)
         return torch.tensor([value, good], dtype=torch.float32)
 
@@ -137,38 +133,39 @@ class FusedStep:
     def __call__(self, image: Tensor, label: Tensor) -> Tensor:
         """image: (N, C, D, H, W) float32. label: (N, D, H, W) int64. -> see Compute."""
         loss = _loss(self._run, self._levels, image, label)
-        good = self._update_scaled(loss) if self._run.scaler.is_enabled() else self._update(loss)
-        return torch.stack([loss.detach(), good.float()])
+        value = self._run.ranks.mean(loss.detach())  # the same on all ranks: they skip together
+        good = (self._update_scaled if self._run.scaler.is_enabled() else self._update)(loss, value)
+        return torch.stack([value, good.float()])
 
-    def _update(self, loss: Tensor) -> Tensor:
-        """Whether it was done: 0-dimensional, bool, on the device."""
+    def _update(self, loss: Tensor, value: Tensor) -> Tensor:
+        """Whether it was done: 0-dimensional, bool, on the device. value: of the whole batch's loss."""
         optimizer = self._run.optimizer
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        good = loss.detach().isfinite() & norm.isfinite()
+        good = value.isfinite() & norm.isfinite()
         optimizer.grad_scale = ((norm + 1e-6) / GRADIENT_NORM).clamp_min(1.0)  # type: ignore[attr-defined]
         optimizer.found_inf = 1.0 - good.float()  # type: ignore[attr-defined]
         optimizer.step()
         return good
 
-    def _update_scaled(self, loss: Tensor) -> Tensor:
+    def _update_scaled(self, loss: Tensor, value: Tensor) -> Tensor:
         """As above in float16, by torch's scaler; an overflow counts as good as long as the scale is 1 or more."""
         scaler, optimizer = self._run.scaler, self._run.optimizer
-        large_scale = scaler.scale(torch.ones_like(loss.detach())) >= 1
+        large_scale = scaler.scale(torch.ones_like(value)) >= 1
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, GRADIENT_NORM)
         scaler.step(optimizer)
         scaler.update()
-        return loss.detach().isfinite() & (norm.isfinite() | large_scale)
+        return value.isfinite() & (norm.isfinite() | large_scale)
 
 
 def _loss(run: Run, levels: nn.Module, image: Tensor, label: Tensor) -> Tensor:
     run.optimizer.zero_grad(set_to_none=True)
     with run.autocast():
         logits = levels(image)
-    return deep_supervision_loss(logits, label, batch_dice=run.plan.batch_dice)
+    return deep_supervision_loss(logits, label, batch_dice=run.plan.batch_dice, part=run.part)
 
 
 class Compiled(nn.Module):

@@ -20,9 +20,10 @@ from types import FrameType
 
 import torch
 
-from strokenet.data.errors import InputError
 from strokenet.data.track import Track, silent
+from strokenet.infer.shard import Shard
 from strokenet.signals import heeded
+from strokenet.train.distributed import Ranks, joined
 from strokenet.train.feed import Batch, Feed, WorkersLost
 from strokenet.train.launch import Outcome, Steps, make_steps
 from strokenet.train.moment import View, moment_of, unseen
@@ -53,13 +54,20 @@ class TrainResult:
 
 @dataclass
 class _Stop:
-    """Why to stop after the step at hand: a signal that came, or the time that is up."""
+    """Why to stop after the step at hand: a signal that came, or the time that is up, on any of the ranks.
+
+    signal: what came to this process. agreed: what came to one of them and ends all after the same step.
+    """
 
     deadline: float
+    ranks: Ranks
     signal: int | None = None
+    agreed: int | None = None
 
     def __call__(self) -> bool:
-        return self.signal is not None or time.monotonic() >= self.deadline
+        number, late = self.ranks.most(self.signal or 0, time.monotonic() >= self.deadline)
+        self.agreed = int(number) or None
+        return bool(number or late)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,21 +85,43 @@ class _Training:
     stop: _Stop
 
 
-def train(workspace: Workspace, config: TrainConfig, track: Track = silent, view: View = unseen) -> TrainResult:
-    """Trains one fold. view: shown the run after every step.
+def train(
+    workspace: Workspace,
+    config: TrainConfig,
+    track: Track = silent,
+    view: View = unseen,
+    launched: Shard | None = None,
+) -> TrainResult:
+    """Trains one fold.
+
+    view: shown the run after every step. launched: this process among those that train it together (distributed.py),
+    of which the first one shows and writes; None: it is alone.
 
     Raises:
         InputError: no plan, a case that is not preprocessed by it, a fold that does not exist, a run that is there and
             --resume was not asked for, settings that changed since, five steps in a row without a finite loss, or a
-            folder that cannot be written.
+            folder that cannot be written; of several ranks, that they cannot meet, that one is lost, or more of them
+            than patches in a batch.
     """
+    with joined(launched, config.device) as ranks:
+        shown = (track, view) if ranks.first else (silent, unseen)
+        return _train(workspace, config, *shown, ranks)
+
+
+def _train(workspace: Workspace, config: TrainConfig, track: Track, view: View, ranks: Ranks) -> TrainResult:
     minutes = config.max_time_minutes
-    stop = _Stop(deadline=time.monotonic() + 60 * minutes if minutes is not None else math.inf)
-    plan = workspace.read_plan()
-    cases = fold_cases(workspace, plan, config.fold)
-    run = start_run(workspace, plan, config, cases)
-    derive(run.folder, state_of(run))  # what a kill may have left undone; and the folder can be written
-    draw(run.folder, state_of(run))
+    stop = _Stop(deadline=time.monotonic() + 60 * minutes if minutes is not None else math.inf, ranks=ranks)
+    with ranks.together():
+        plan = workspace.read_plan()
+        cases = fold_cases(workspace, plan, config.fold)
+        run = start_run(workspace, plan, config, cases, ranks)
+        share = ranks.share(run.batch_size)
+    place = {"fold": config.fold, "epoch": str(run.progress.epoch), "step": str(run.progress.step)}
+    ranks.require_same(place | run.settings)
+    with ranks.together():  # not before all have read what is there
+        if ranks.first:
+            derive(run.folder, state_of(run))  # what a kill may have left undone; and the folder can be written
+            draw(run.folder, state_of(run))
     steps = make_steps(run, speedups_of(config, run.device))
     last = min(config.epochs, config.stop_epoch or config.epochs)
     feed = Feed(
@@ -103,6 +133,8 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent, view
         augmentation=config.augment,
         device=run.device,
         modality_dropout=config.modality_dropout,
+        share=share,
+        neighbours=ranks.neighbours,
     )
     with _arithmetic(config.deterministic), _listening(stop), feed, CheckpointWriter(run) as writer:
         training = _Training(
@@ -118,7 +150,8 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent, view
                 writer.checkpoint()
             writer.wait()
             _log.info("stopped in epoch %d; --resume goes on from here", run.progress.epoch + 1)
-    return TrainResult(folder=run.folder, history=tuple(run.history), signal=stop.signal, finished=finished)
+    ended_by = stop.agreed or stop.signal
+    return TrainResult(folder=run.folder, history=tuple(run.history), signal=ended_by, finished=finished)
 
 
 def speedups_of(config: TrainConfig, device: torch.device) -> Speedups:
@@ -175,7 +208,7 @@ def _train_steps(training: _Training) -> bool:
                 if stop():
                     break
     except WorkersLost:
-        if stop.signal is None:
+        if stop.signal is None or not run.ranks.alone:
             raise  # else the signal went to the whole group of processes
     _note(run, training.steps.rest())
     clock.worked()
@@ -234,7 +267,7 @@ def _skipped(run: Run, outcome: Outcome) -> None:
     where = f"epoch {run.progress.epoch + 1}, step {outcome.number + 1}, cases {', '.join(outcome.cases)}"
     _log.warning("loss or gradient is not finite (%s): step skipped", where)
     if run.progress.bad_in_row >= MAX_BAD_STEPS:
-        raise InputError(
+        raise run.ranks.error(
             f"{run.folder.root}: {MAX_BAD_STEPS} steps in a row without a finite loss and gradient ({where}); the last "
             "good checkpoint is kept; mend these cases, preprocess and --resume, or start again with a lower --lr"
         )

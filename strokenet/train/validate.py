@@ -49,11 +49,13 @@ def validate_patches(run: Run, feed: Feed, track: Track, stopped: Stopped) -> Pa
                 return None
             with run.autocast():
                 levels = run.network.forward_levels(batch.image)
-            losses.append(float(deep_supervision_loss(levels, batch.label, batch_dice=run.plan.batch_dice)))
+            loss = deep_supervision_loss(levels, batch.label, batch_dice=run.plan.batch_dice, part=run.part)
+            losses.append(float(loss))
             counts += confusion(levels[0].argmax(1), batch.label, run.plan.foreground)
-    dice = dice_by_label(counts)
+    dice = dice_by_label(run.ranks.total(counts))
     present = dice[~dice.isnan()]
-    return PatchScore(loss=float(np.mean(losses)), dice=float(present.mean()) if len(present) else math.nan)
+    loss = run.ranks.mean(torch.tensor(np.mean(losses)))
+    return PatchScore(loss=float(loss), dice=float(present.mean()) if len(present) else math.nan)
 
 
 def validate_volumes(run: Run, cases: Sequence[StoredCase], track: Track, stopped: Stopped) -> float | None:
@@ -62,18 +64,25 @@ def validate_volumes(run: Run, cases: Sequence[StoredCase], track: Track, stoppe
     A label that is in neither reference nor prediction counts 1, as in evaluate. NaN where a volume could not be
     computed (most likely for lack of memory): that must not end a training.
     """
-    scores = []
+    scores: list[float] = []
+    failed = False
     run.network.eval()
-    for case in track(cases, total=len(cases), what="validation volumes"):
+    rounds = run.ranks.rounds(cases)
+    for case in track(rounds, total=len(rounds), what="validation volumes"):
         if stopped():
             return None
+        if case is None or failed:
+            continue
         try:
             scores.append(_volume_dice(run, case, track))
         except (RuntimeError, MemoryError, OSError) as error:
             line = " ".join(str(error).split())[:200] or type(error).__name__
             _log.warning("%s: whole-volume validation failed (%s); training goes on without it", case.case_id, line)
-            return math.nan
-    return float(np.mean(scores))
+            failed = True
+    total, count = run.ranks.total(
+        torch.tensor([math.nan if failed else sum(scores), len(scores)], dtype=torch.float64)
+    )
+    return float(total / count)
 
 
 def confusion(predicted: Tensor, label: Tensor, foreground: Sequence[int]) -> Tensor:

@@ -38,7 +38,8 @@ CURVE_SHARE = 0.005  # of the time may go to drawing the curve
 class CheckpointWriter:
     """Writes the checkpoints of one run. Use it in a with block: its end waits for the one in flight.
 
-    A checkpoint that could not be written raises its InputError in the next call, once.
+    A checkpoint that could not be written raises its InputError in the next call, once. Of several ranks the first one
+    writes; on the others nothing is ever due or written.
     """
 
     def __init__(self, run: Run):
@@ -70,7 +71,7 @@ class CheckpointWriter:
         Raises:
             InputError: the last one could not be written.
         """
-        if self._writing is not None and not self._writing.done():
+        if not self._run.ranks.first or (self._writing is not None and not self._writing.done()):
             return False
         self.wait()
         return time.monotonic() - self._before >= 60 * self._run.config.checkpoint_minutes
@@ -92,6 +93,8 @@ class CheckpointWriter:
         done.result()
 
     def _hand_over(self, *, derived: bool) -> None:
+        if not self._run.ranks.first:
+            return
         began = time.monotonic()
         self.wait()
         state, copied = self._snapshot()

@@ -139,6 +139,11 @@ def test_batchgenerators_gives_the_same_batches_for_a_seed(published: Feed) -> N
     assert not torch.equal(batches[0].image, batches[1].image)
 
 
+def test_a_signal_to_our_group_of_processes_does_not_reach_the_workers(published: Feed) -> None:
+    """As torchrun sends one: the step at hand still needs them."""
+    assert published._pool.submit(os.getpgrp).result() != os.getpgrp()
+
+
 def test_an_error_in_a_worker_names_the_case(
     published: Feed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
