@@ -26,6 +26,7 @@ from strokenet.signals import heeded
 from strokenet.train.feed import Batch, Feed, WorkersLost
 from strokenet.train.loss import deep_supervision_loss
 from strokenet.train.record import checkpoint, derive, save
+from strokenet.train.resident import Source, fold_source
 from strokenet.train.run import FoldCases, Run, TrainConfig, fold_cases, start_run
 from strokenet.train.state import Progress
 from strokenet.train.validate import validate_patches, validate_volumes
@@ -84,6 +85,7 @@ def train(workspace: Workspace, config: TrainConfig, track: Track = silent) -> T
         augmentation=config.augment,
         device=run.device,
         modality_dropout=config.modality_dropout,
+        source=_source(run, cases, track),
     )
     with _arithmetic(config.deterministic), _listening(stop), feed:
         left = range(run.progress.epoch, last)
@@ -109,6 +111,19 @@ def moving_average(history: list[dict[str, float]], dice: float) -> float:
     if math.isnan(before) or math.isnan(dice):
         return dice if math.isnan(before) else before
     return EMA_KEEP * before + (1 - EMA_KEEP) * dice
+
+
+def _source(run: Run, cases: FoldCases, track: Track) -> Source:
+    """Cases on the device as far as --resident-gb or its memory goes; none where worker processes cut on the CPU."""
+    return fold_source(
+        (*cases.train, *cases.val),
+        run.plan,
+        asked_gb=0 if run.config.augment == "batchgenerators" else run.config.resident_gb,
+        batch_size=run.batch_size,
+        dtype=run.dtype,
+        device=run.device,
+        track=track,
+    )
 
 
 def _epoch(run: Run, feed: Feed, cases: FoldCases, track: Track, stop: _Stop) -> bool:
