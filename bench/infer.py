@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OF_HERE = {"PYTHONPATH": str(ROOT)}  # this checkout's code, whatever is installed
 OURS, NNUNET, MONAI = "strokenet infer", "nnUNetv2_predict", "MONAI sliding window"
 DICE, VOLUME, VOXELS = 0.995, 0.01, 10  # of ours with nnU-Net's mask: at least, within, and of `exact` at most
-DICE_MONAI = 0.99  # at least: its tiles lie on another grid and under another bell
+DICE_MONAI = 0.98  # at least: its tiles lie on another grid and under another bell
 ROUNDS, AFFORDABLE_SECONDS = 5, 400
 
 

@@ -273,6 +273,12 @@ def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> Non
     metavar="P",
     help="Chance that a patch loses channels: one model for any of them.",
 )
+@click.option(
+    "--resident-gb",
+    type=click.FloatRange(min=0),
+    metavar="GB",
+    help="GPU memory for the cases; 0 reads each patch from disk [default: what the network leaves free].",
+)
 @click.option("--validate-every", type=click.IntRange(min=0), default=0, help="Whole volumes every N epochs, 0 never.")
 @click.option("--precision", type=_PRECISION, default="auto", show_default=True, help="Numbers of the network.")
 @click.option(

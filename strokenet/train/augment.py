@@ -147,6 +147,21 @@ def augment(
         image (N, C, D, H, W) float32, label (N, D, H, W) with -1 turned to 0. New tensors, on the image's device.
     """
     image, label = transform(image, label, [draw.spatial for draw in draws], patch=patch, heads=heads)
+    return intensities(image, label, draws, patch=patch, mask_channels=mask_channels)
+
+
+def intensities(
+    image: Tensor, label: Tensor, draws: Sequence[Draw], *, patch: Triple, mask_channels: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """What follows the turn: noise to gamma, the mirror, and zeros outside the head. Arguments as in `augment`.
+
+    Args:
+        image: (N, C, D, H, W) float32, at the network's patch; changed in place. label: (N, D, H, W), -1 outside;
+            mirrored in place.
+
+    Returns:
+        the image, and the label with -1 turned to 0.
+    """
     flat = is_flat(patch)
     for sample, d in zip(image, draws, strict=True):
         if d.noise is not None:

@@ -1,6 +1,8 @@
 """The feed: from preprocessed cases to augmented batches on the training device.
 
-Threads prepare the next batches whole while the network computes: cut, copy to the device, augment, drop channels.
+Threads prepare the next batches whole while the network computes: draw, cut on the device or copy to it (resident.py),
+augment, drop channels. Augmentation is drawn before the cut: a sample that is neither turned nor scaled, 64 % of them,
+needs the network's patch alone and not the raw one, which holds 4 times its voxels.
 Augmentation runs in torch on the device ("device"), in CPU worker processes with the batchgenerators package
 ("batchgenerators", the published reference), or not at all ("none"); modality dropout follows any of them. The loop
 only takes what is ready, so that the time it waits here is the time in which the network had nothing to do.
@@ -27,21 +29,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planner.plan import Plan
+from planner.plan import Plan, Triple
 from strokenet.data.errors import InputError
 from strokenet.preprocess.jobs import worker_count
 from strokenet.preprocess.store import StoredCase
-from strokenet.train.augment import augment, draw
+from strokenet.train.augment import draw, intensities
 from strokenet.train.dropout import drop_channels
-from strokenet.train.patches import Phase, RawBatch, Stream, draw_batch, is_forced, sample_rng
+from strokenet.train.patches import Phase, Spot, Stream, cut_batch, draw_spots, is_forced, sample_rng
 from strokenet.train.published import augment_published
-from strokenet.train.spatial import initial_patch
+from strokenet.train.resident import Source
+from strokenet.train.spatial import SpatialDraw, initial_patch, transform
 
 _log = logging.getLogger("strokenet")
 
 Augmentation = Literal["device", "batchgenerators", "none"]
 MAX_WORKERS = 12  # the peer's number of augmentation processes
 COPIES = 8  # float32 copies of a raw sample that a worker holds at its peak (splines run in float64)
+STREAMING_THREADS = 4  # that copy patches to a GPU which does not hold every case
 SPARE = 2  # batches ready in advance, beside those that the threads are at
 
 
@@ -78,7 +82,9 @@ class Feed:
         modality_dropout: float = 0.0,
         share: range | None = None,
         neighbours: int = 1,
+        source: Source | None = None,
     ):
+        """source: where patches come from, on the same device; None: every case from its memory map."""
         self._plan, self._batch_size, self._seed, self._device = plan, batch_size, seed, device
         self._share, self._neighbours = range(batch_size) if share is None else share, neighbours
         self._cases: dict[Phase, Sequence[StoredCase]] = {"train": train, "val": val}
@@ -86,8 +92,9 @@ class Feed:
         self._stream = (
             torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         )
+        self._source = source or Source(device=device)
         self._stack = ExitStack()
-        self._thread_count = 1
+        self._thread_count = STREAMING_THREADS if self._source.streams((*train, *val)) else 1
 
     def __enter__(self) -> Feed:
         if self._augmentation == "batchgenerators":
@@ -125,38 +132,40 @@ class Feed:
                 future.cancel()
 
     def _batch(self, phase: Phase, epoch: int, step: int) -> Batch:
-        """One batch, on a thread: every sample from its own Generator, used for the cut first and then to augment."""
+        """One batch, on a thread: every sample from its own Generator, used for the spot first and then to augment."""
         rngs = self._rngs(phase, epoch, step)
         how = self._augmentation if phase == "train" else "none"
         final = self._plan.patch
-        raw = draw_batch(
-            self._cases[phase],
-            rngs,
-            patch=final if how == "none" else initial_patch(final),
-            final_patch=final,
-            forced=[is_forced(index, self._batch_size) for index in self._share],
-            pinned=self._stream is not None and how != "batchgenerators",
-        )
-        image, label = self._by_workers(raw, rngs) if how == "batchgenerators" else (raw.image, raw.label)
+        patch = final if how == "none" else initial_patch(final)
+        forced = [is_forced(index, self._batch_size) for index in self._share]
+        spots = draw_spots(self._cases[phase], rngs, patch=patch, final_patch=final, forced=forced)
         with self._beside_the_network():
-            image, label = (tensor.to(self._device, non_blocking=True) for tensor in (image, label))
             if how == "device":
-                image, label = self._on_device(image, label, rngs)
+                image, label = self._on_device(spots, rngs)
+            elif how == "batchgenerators":
+                image, label = (tensor.to(self._device, non_blocking=True) for tensor in self._by_workers(spots, rngs))
+            else:
+                image, label = self._source.patches(spots, final)
             if phase == "train" and self._modality_dropout:
                 drop_channels(image, self._rngs("dropout", epoch, step), self._modality_dropout)
             label = label.long().clamp_min(0)
-        return Batch(image=image, label=label, cases=raw.cases)
+        return Batch(image=image, label=label, cases=tuple(spot.case.case_id for spot in spots))
 
     def _rngs(self, stream: Stream, epoch: int, step: int) -> list[np.random.Generator]:
         return [sample_rng(self._seed, stream, epoch, step, index) for index in self._share]
 
-    def _on_device(self, image: Tensor, label: Tensor, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
+    def _on_device(self, spots: Sequence[Spot], rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
         plan = self._plan
-        draws = [draw(rng, channels=image.shape[1], patch=plan.patch, mirror_axes=plan.mirror_axes) for rng in rngs]
-        return augment(image, label, draws, patch=plan.patch, heads=plan.heads, mask_channels=plan.use_mask_for_norm)
+        channels = len(plan.channels)
+        draws = [draw(rng, channels=channels, patch=plan.patch, mirror_axes=plan.mirror_axes) for rng in rngs]
+        image, label = final_patches(
+            self._source, spots, [draw.spatial for draw in draws], patch=plan.patch, heads=plan.heads
+        )
+        return intensities(image, label, draws, patch=plan.patch, mask_channels=plan.use_mask_for_norm)
 
-    def _by_workers(self, raw: RawBatch, rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
+    def _by_workers(self, spots: Sequence[Spot], rngs: Sequence[np.random.Generator]) -> tuple[Tensor, Tensor]:
         """The samples augmented in the worker processes: image (N, C, D, H, W), label (N, D, H, W)."""
+        raw = cut_batch(spots, initial_patch(self._plan.patch))
         one = partial(
             augment_published,
             patch=self._plan.patch,
@@ -185,6 +194,34 @@ class Feed:
         with torch.cuda.stream(self._stream):
             yield
         self._stream.synchronize()
+
+
+def final_patches(
+    source: Source, spots: Sequence[Spot], moves: Sequence[SpatialDraw | None], *, patch: Triple, heads: int
+) -> tuple[Tensor, Tensor]:
+    """What `transform` makes of the raw patches, without cutting them whole where nothing moves.
+
+    Args:
+        spots: of the raw patches, one a sample. moves: None for a plain cut. patch: (D, H, W) of the result.
+        heads: number of labels.
+
+    Returns:
+        image (N, C, D, H, W) float32, 0 outside; label (N, D, H, W) int16, -1 outside; on the source's device.
+    """
+    raw = initial_patch(patch)
+    image, label = source.empty(len(spots), spots[0].case.image.shape[0], patch)
+    moved: list[tuple[int, SpatialDraw]] = []
+    for index, (spot, move) in enumerate(zip(spots, moves, strict=True)):
+        if move is None:
+            source.cut(spot.centred(raw, patch), image[index], label[index])
+        else:
+            moved.append((index, move))
+    if moved:
+        big = source.patches([spots[index] for index, _ in moved], raw)
+        turned_image, turned_label = transform(*big, [move for _, move in moved], patch=patch, heads=heads)
+        for row, (index, _) in enumerate(moved):
+            image[index], label[index] = turned_image[row], turned_label[row]
+    return image, label
 
 
 def _outcome(job: Future[tuple[np.ndarray, np.ndarray]], case_id: str) -> tuple[np.ndarray, np.ndarray]:

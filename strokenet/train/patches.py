@@ -1,8 +1,8 @@
 """Patches: which case, where, and the cut (Isensee 2021, Methods: foreground oversampling).
 
-Comes in: preprocessed cases read by memory map. Goes out: raw batches, larger than the network's patch where rotations
-need a margin. Every sample's randomness is a Generator of its own, seeded by (seed, epoch, step, index in the global
-batch): a resumed run, several ranks and a prefetching thread all see the same samples.
+Comes in: preprocessed cases read by memory map. Goes out: the spots of a batch, and the patches cut there, larger than
+the network's where rotations need a margin. Every sample's randomness is a Generator of its own, seeded by (seed,
+epoch, step, index in the global batch): a resumed run, several ranks and a prefetching thread all see the same samples.
 """
 
 from __future__ import annotations
@@ -25,6 +25,19 @@ OUTSIDE_LABEL = -1  # beyond the image, and outside the brain: becomes backgroun
 Phase = Literal["train", "val"]
 Stream = Literal["train", "val", "dropout"]
 _STREAMS: dict[Stream, int] = {"train": 0, "val": 1, "dropout": 2}  # part of every seed: never to be renumbered
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Spot:
+    """Where one sample is cut: its case, and the first voxel of the patch, which may lie outside."""
+
+    case: StoredCase
+    start: Triple
+
+    def centred(self, patch: Triple, inner: Triple) -> Spot:
+        """The spot of the smaller box in the middle of this patch: what `transform` keeps of one it does not turn."""
+        d, h, w = (first + edge // 2 - kept // 2 for first, edge, kept in zip(self.start, patch, inner, strict=True))
+        return Spot(case=self.case, start=(d, h, w))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,62 +96,80 @@ def place(
     return (start[0], start[1], start[2])
 
 
+def overlap(start: Sequence[int], box: Sequence[int], limits: Sequence[int]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What of a box lies within an array: an index into the array, and one into the box. Empty where nothing does.
+
+    Args:
+        start: first voxel of the box. box: its edges. limits: edges of the array; all (d, h, w).
+
+    Returns:
+        two of (..., slice, slice, slice).
+    """
+    source: list[Any] = [...]
+    target: list[Any] = [...]
+    for first, length, limit in zip(start, box, limits, strict=True):
+        low = min(max(first, 0), limit)
+        high = max(low, min(first + length, limit))
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first) if high > low else slice(0, 0))
+    return tuple(source), tuple(target)
+
+
 def cut(array: NDArray[Any], start: Triple, out: NDArray[Any], fill: float) -> None:
     """Writes the box of `array` that begins at `start` into `out`, `fill` where it leaves the array.
 
     Args:
         array: (..., D, H, W). out: (..., d, h, w), its shape is the size of the box; changed in place.
     """
-    source: list[Any] = [...]
-    target: list[Any] = [...]
-    for first, length, limit in zip(start, out.shape[-3:], array.shape[-3:], strict=True):
-        low = min(max(first, 0), limit)
-        high = max(low, min(first + length, limit))
-        source.append(slice(low, high))
-        target.append(slice(low - first, high - first) if high > low else slice(0, 0))
-    inner = out[tuple(target)]
+    source, target = overlap(start, out.shape[-3:], array.shape[-3:])
+    inner = out[target]
     if inner.size < out.size:
         out[...] = fill
-    inner[...] = array[tuple(source)]
+    inner[...] = array[source]
 
 
-def draw_batch(
+def draw_spots(
     cases: Sequence[StoredCase],
     rngs: Sequence[np.random.Generator],
     *,
     patch: Triple,
     final_patch: Triple,
     forced: Sequence[bool] | None = None,
-    pinned: bool = False,
-) -> RawBatch:
-    """One batch: a case with replacement, then a place, a sample at a time from its own Generator.
+) -> list[Spot]:
+    """The spots of one batch: a case with replacement, then a place, a sample at a time from its own Generator.
 
     Args:
         cases: the fold's preprocessed cases. rngs: one a sample. patch, final_patch: see `place`.
         forced: which samples are centred on foreground; None where these are the whole batch: is_forced says it.
-        pinned: in memory that a GPU copies from without waiting.
-
-    Returns:
-        image (N, C, D, H, W) float32 and label (N, D, H, W) int16 of the patch's edges, N samples.
     """
-    channels = cases[0].image.shape[0]
-    image = _empty((len(rngs), channels, *patch), np.float32, pinned)  # (N, C, D, H, W)
-    label = _empty((len(rngs), *patch), np.int16, pinned)  # (N, D, H, W)
-    names = []
     if forced is None:
         forced = [is_forced(index, len(rngs)) for index in range(len(rngs))]
+    spots = []
     for index, rng in enumerate(rngs):
         case = cases[int(rng.integers(len(cases)))]
         foreground = tuple(case.foreground.values()) if forced[index] else ()
         d, h, w = case.image.shape[1:]
-        start = place(rng, (d, h, w), patch, final_patch, foreground)
-        cut(case.image, start, image[index].numpy(), 0.0)
-        cut(case.label, start, label[index].numpy(), OUTSIDE_LABEL)
-        names.append(case.case_id)
-    return RawBatch(image=image, label=label, cases=tuple(names))
+        spots.append(Spot(case=case, start=place(rng, (d, h, w), patch, final_patch, foreground)))
+    return spots
 
 
-def _empty(shape: tuple[int, ...], dtype: type[np.generic], pinned: bool) -> Tensor:
-    """A CPU tensor, not filled: numpy's, whose large arrays come in huge pages and fill faster, unless pinned."""
-    tensor = torch.from_numpy(np.empty(shape, dtype))  # costs nothing before it is written
-    return torch.empty_like(tensor, pin_memory=True) if pinned else tensor
+def draw_batch(
+    cases: Sequence[StoredCase], rngs: Sequence[np.random.Generator], *, patch: Triple, final_patch: Triple
+) -> RawBatch:
+    """The spots of one batch, drawn and cut: see `draw_spots`."""
+    return cut_batch(draw_spots(cases, rngs, patch=patch, final_patch=final_patch), patch)
+
+
+def cut_batch(spots: Sequence[Spot], patch: Triple) -> RawBatch:
+    """A patch of the memory maps at every spot: image (N, C, *patch) float32, label (N, *patch) int16, on the CPU."""
+    image = empty((len(spots), spots[0].case.image.shape[0], *patch), np.float32)
+    label = empty((len(spots), *patch), np.int16)
+    for index, spot in enumerate(spots):
+        cut(spot.case.image, spot.start, image[index].numpy(), 0.0)
+        cut(spot.case.label, spot.start, label[index].numpy(), OUTSIDE_LABEL)
+    return RawBatch(image=image, label=label, cases=tuple(spot.case.case_id for spot in spots))
+
+
+def empty(shape: tuple[int, ...], dtype: type[np.generic]) -> Tensor:
+    """A CPU tensor, not filled: numpy's, whose large arrays come in huge pages and fill faster."""
+    return torch.from_numpy(np.empty(shape, dtype))

@@ -45,6 +45,8 @@ class TrainConfig:
     stops 3,000 epochs at 2,500). batch_size: None takes the plan's. init: a model folder whose weights to start from;
     init_heads: keep its heads where the label sets agree, or start with new ones (nnU-Net's rule).
     modality_dropout: chance that a training patch loses some of its channels (dropout.py): one model for any of them.
+    resident_gb: GPU memory (10^9 bytes) for cases (resident.py), 0 streams all, None what the network leaves free; on a
+    CPU cases stay in their memory maps.
     validate_every: whole validation volumes every so many epochs, 0 never. max_time_minutes: None for no limit.
     step: "fast", or "reference": as torch's own layers and update compute it (step.py). compile: by torch.compile.
     checkpoint_minutes: the state goes to disk after every epoch, and within an epoch that often too; 0 after each step
@@ -62,6 +64,7 @@ class TrainConfig:
     init_heads: InitHeads = "keep"
     augment: Augmentation = "device"
     modality_dropout: float = 0.0
+    resident_gb: float | None = None
     validate_every: int = 0
     precision: Precision = "auto"
     step: StepForm = "fast"
@@ -78,12 +81,14 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; allowed: 1 or more")
-        for name in ("validate_every", "seed", "max_time_minutes", "checkpoint_minutes"):
+        for name in ("validate_every", "seed", "max_time_minutes", "checkpoint_minutes", "resident_gb"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise InputError(f"{name} is {value}; allowed: 0 or more")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"lr is {self.lr}; a positive number is needed")
+        if self.resident_gb == math.inf:
+            raise InputError("resident_gb is inf; give a number, or leave it out for what the network leaves free")
         if not 0 <= self.modality_dropout <= 1:  # not: NaN too
             raise InputError(f"modality_dropout is {self.modality_dropout}; allowed: 0 to 1")
         for name, kind in (

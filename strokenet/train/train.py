@@ -28,6 +28,7 @@ from strokenet.train.feed import Batch, Feed, WorkersLost
 from strokenet.train.launch import Outcome, Steps, make_steps
 from strokenet.train.moment import View, moment_of, unseen
 from strokenet.train.record import derive, draw, state_of
+from strokenet.train.resident import Source, fold_source
 from strokenet.train.run import FoldCases, Run, TrainConfig, fold_cases, start_run
 from strokenet.train.schedule import poly_lr
 from strokenet.train.state import Progress
@@ -135,6 +136,7 @@ def _train(workspace: Workspace, config: TrainConfig, track: Track, view: View, 
         modality_dropout=config.modality_dropout,
         share=share,
         neighbours=ranks.neighbours,
+        source=_source(run, cases, track, len(share)),
     )
     with _arithmetic(config.deterministic), _listening(stop), feed, CheckpointWriter(run) as writer:
         training = _Training(
@@ -166,6 +168,22 @@ def moving_average(history: list[dict[str, float]], dice: float) -> float:
     if math.isnan(before) or math.isnan(dice):
         return dice if math.isnan(before) else before
     return EMA_KEEP * before + (1 - EMA_KEEP) * dice
+
+
+def _source(run: Run, cases: FoldCases, track: Track, samples: int) -> Source:
+    """Cases on the device as far as --resident-gb or its memory goes; none where worker processes cut on the CPU.
+
+    samples: of a step, on this device.
+    """
+    return fold_source(
+        (*cases.train, *cases.val),
+        run.plan,
+        asked_gb=0 if run.config.augment == "batchgenerators" else run.config.resident_gb,
+        batch_size=samples,
+        dtype=run.dtype,
+        device=run.device,
+        track=track,
+    )
 
 
 def _epoch(training: _Training) -> bool:

@@ -13,6 +13,7 @@ import torch
 
 from strokenet.data.errors import InputError
 from strokenet.train import feed as feeds
+from strokenet.train import resident as residents
 from strokenet.train.feed import Augmentation, Batch, Feed, WorkersLost
 from strokenet.train.patches import Phase
 from strokenet.train.run import fold_cases
@@ -117,7 +118,7 @@ def test_a_failure_while_cutting_reaches_the_loop(workspace: Workspace, monkeypa
     def broken(*_: Any, **__: Any) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(feeds, "draw_batch", broken)
+    monkeypatch.setattr(residents, "cut", broken)
     with pytest.raises(OSError, match="Input/output error"):
         draw(workspace, "device", range(2))
 
