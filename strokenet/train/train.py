@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 import torch
@@ -84,6 +84,7 @@ def train(
 
 
 def _train(workspace: Workspace, config: TrainConfig, track: Track, ranks: Ranks) -> TrainResult:
+    config = replace(config, resume=any(ranks.most(config.resume)))  # torchrun tells a restart where it happened
     minutes = config.max_time_minutes
     stop = _Stop(deadline=time.monotonic() + 60 * minutes if minutes is not None else math.inf, ranks=ranks)
     with ranks.together():
