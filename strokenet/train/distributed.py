@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from strokenet.data.errors import InputError, ToldElsewhere
@@ -260,7 +262,7 @@ def _meet(launched: Shard) -> None:
     wait = timedelta(seconds=MEET_SECONDS)
     rank, world = launched.index, launched.count
     try:
-        store, _, _ = next(dist.rendezvous("env://", rank, world, timeout=wait))
+        store, _, _ = next(rendezvous("env://", rank, world, timeout=wait))
         store.set_timeout(wait)
         store = _own_part(store, rank, world)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=wait)
@@ -272,7 +274,7 @@ def _meet(launched: Shard) -> None:
         ) from error
 
 
-def _own_part(store: dist.Store, rank: int, world: int) -> dist.Store:
+def _own_part(store: Store, rank: int, world: int) -> Store:
     """A part of the store in which nobody has written yet.
 
     torchrun (2.13) keeps its store when it starts the ranks again: they would read addresses of those that are gone,
@@ -284,7 +286,7 @@ def _own_part(store: dist.Store, rank: int, world: int) -> dist.Store:
         store.set(f"drawn by {rank}", drawn)
         word = store.get(f"answer to {drawn}").decode()
         store.set(f"{word} heard by {rank}", "")
-        return dist.PrefixStore(word, store)
+        return PrefixStore(word, store)
     limit = time.monotonic() + MEET_SECONDS
     while waiting := [other for other in range(1, world) if not store.check([f"{drawn} heard by {other}"])]:
         if time.monotonic() > limit:
@@ -293,7 +295,7 @@ def _own_part(store: dist.Store, rank: int, world: int) -> dist.Store:
             if store.check([f"drawn by {other}"]):
                 store.set(f"answer to {store.get(f'drawn by {other}').decode()}", drawn)
         time.sleep(0.02)
-    return dist.PrefixStore(drawn, store)
+    return PrefixStore(drawn, store)
 
 
 def _ranks(launched: Shard, device: str) -> Ranks:
