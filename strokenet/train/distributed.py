@@ -9,7 +9,9 @@ trivial case: it touches nothing of torch.distributed.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +21,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from strokenet.data.errors import InputError, ToldElsewhere
@@ -197,7 +201,10 @@ class _Sum(torch.autograd.Function):
 
 
 def restarted(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun started this process again, because one of the ranks was lost (--max-restarts)."""
+    """Whether torchrun started this process again, because one of the ranks was lost (--max-restarts).
+
+    Where the rank was on another machine, or a whole machine was lost, this is not told here.
+    """
     return environment.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
 
 
@@ -239,20 +246,43 @@ def _meet(launched: Shard) -> None:
             f"{' and '.join(_PLACE)} (torchrun does), or start separate trainings one by one"
         )
     host, port = (os.environ[name] for name in _PLACE)
+    wait = timedelta(seconds=MEET_SECONDS)
+    rank, world = launched.index, launched.count
     try:
-        dist.init_process_group(
-            "gloo",
-            init_method="env://",
-            rank=launched.index,
-            world_size=launched.count,
-            timeout=timedelta(seconds=MEET_SECONDS),
-        )
+        store, _, _ = next(rendezvous("env://", rank, world, timeout=wait))
+        store.set_timeout(wait)
+        store = _own_part(store, rank, world)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=wait)
     except (RuntimeError, ValueError, OSError) as error:  # torch's own errors of the network are RuntimeErrors
         line = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{launched.of}: rank {launched.index} could not meet all {launched.count} processes at {host}:{port} "
-            f"({line}); start as many as announced, and let the machines reach this port"
+            f"{launched.of}: rank {rank} could not meet all {world} processes at {host}:{port} ({line}); start as many "
+            "as announced, and let the machines reach this port"
         ) from error
+
+
+def _own_part(store: Store, rank: int, world: int) -> Store:
+    """A part of the store in which nobody has written yet.
+
+    torchrun (2.13) keeps its store when it starts the ranks again: they would read addresses of those that are gone,
+    and the number of restarts may differ between machines. So rank 0 draws a word, and tells it to each rank in answer
+    to one that this rank has drawn: no earlier rank 0 can have heard it.
+    """
+    drawn = secrets.token_hex(8)
+    if rank:
+        store.set(f"drawn by {rank}", drawn)
+        word = store.get(f"answer to {drawn}").decode()
+        store.set(f"{word} heard by {rank}", "")
+        return PrefixStore(word, store)
+    limit = time.monotonic() + MEET_SECONDS
+    while waiting := [other for other in range(1, world) if not store.check([f"{drawn} heard by {other}"])]:
+        if time.monotonic() > limit:
+            raise TimeoutError(f"no answer from rank {waiting[0]}")
+        for other in waiting:
+            if store.check([f"drawn by {other}"]):
+                store.set(f"answer to {store.get(f'drawn by {other}').decode()}", drawn)
+        time.sleep(0.02)
+    return PrefixStore(drawn, store)
 
 
 def _ranks(launched: Shard, device: str) -> Ranks:

@@ -110,6 +110,7 @@ def train(
 
 
 def _train(workspace: Workspace, config: TrainConfig, track: Track, view: View, ranks: Ranks) -> TrainResult:
+    config = replace(config, resume=any(ranks.most(config.resume)))  # torchrun tells a restart where it happened
     minutes = config.max_time_minutes
     stop = _Stop(deadline=time.monotonic() + 60 * minutes if minutes is not None else math.inf, ranks=ranks)
     with ranks.together():

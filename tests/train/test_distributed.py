@@ -97,7 +97,7 @@ def outcomes(root: Path) -> Outcomes:
     train(Workspace(root / "trained"), short(epochs=1))
     words = ["-m", "tests.train.ranks", str(root), *free_ports(len(SCENARIOS))]
     pair = [started(words, {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}) for rank in (0, 1)]
-    for code, _, error in ended(pair, 240):
+    for code, _, error in ended(pair, 400):
         assert code == 0, error
     first, second = (json.loads((root / f"rank_{rank}.json").read_text()) for rank in (0, 1))
     return {name: (first[name], second[name]) for name in SCENARIOS}
@@ -257,7 +257,7 @@ def test_torchrun_starts_a_killed_rank_again_and_the_run_ends_as_if_nothing_had_
         if log.exists() and len(log.read_text().splitlines()) > 1 and (victim := rank_of(launcher, 1)):
             os.kill(victim, signal.SIGKILL)
             killed = True
-    ((code, _, error),) = ended([launcher], 120)
+    ((code, _, error),) = ended([launcher], 300)
     assert killed, error
     assert code == 0, error
     assert error.count("resuming at epoch") == 1
@@ -274,7 +274,7 @@ def test_processes_of_srun_train_together_and_one_speaks(tmp_path: Path) -> None
         started([*words, "--device=cpu"], slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
         for rank in (0, 1)
     ]
-    (code, out, error), second = ended(pair, 120)
+    (code, out, error), second = ended(pair, 200)
     assert code == 0, error
     assert "epoch 1/1" in error
     assert out
