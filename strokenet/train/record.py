@@ -13,8 +13,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from safetensors import SafetensorError
-
 from strokenet.data.errors import InputError
 from strokenet.data.files import write_bytes
 from strokenet.model.checkpoint import DROPOUT, save_weights
@@ -52,11 +50,10 @@ def _writing(folder: FoldFolder) -> Iterator[None]:
     """A full disk, or a folder that cannot be written, in one line."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    except OSError as error:
         raise InputError(
-            f"{folder.root}: cannot be written ({reason}); free space or mend the permissions, then --resume: "
-            "what was written before is whole"
+            f"{folder.root}: cannot be written ({error.strerror or error}); free space or mend the permissions, then "
+            "--resume: what was written before is whole"
         ) from error
 
 

@@ -302,7 +302,7 @@ def _change(name: str, before: str | None, now: str) -> str:
     if name in ("plan", "cases"):
         return f"the {name} changed"
     if name == "epochs":
-        return f"--epochs was {before}, is {now} (a schedule can become longer alone; --stop-epoch ends it early)"
+        return f"--epochs was {before}, is {now} (a schedule can only become longer; --stop-epoch ends it early)"
     option = _OPTIONS.get(name, f"--{name.replace('_', '-')}")
     was, is_now = ("the plan's" if value == "None" else value for value in (before, now))
     return f"{option} was {was}, is {is_now}"

@@ -354,7 +354,7 @@ def _arithmetic(deterministic: bool) -> Iterator[None]:
 
 @contextmanager
 def _listening(stop: _Stop) -> Iterator[None]:
-    """A signal asks to stop after the step at hand; a second one ends at once."""
+    """A signal asks to stop after the step at hand; a second one ends once the checkpoint in flight is on disk."""
 
     def note(number: int, frame: FrameType | None) -> None:
         if stop.signal is not None:

@@ -81,9 +81,7 @@ def test_a_schedule_never_becomes_shorter(workspace: Workspace) -> None:
     assert state is not None
     assert state.settings["epochs"] == "4"
     for epochs in (1, 3):
-        with pytest.raises(
-            InputError, match=rf"--epochs was 4, is {epochs} \(a schedule can become longer alone; --st"
-        ):
+        with pytest.raises(InputError, match=rf"--epochs was 4, is {epochs} \(a schedule can only become longer; --st"):
             train(workspace, short(epochs=epochs, resume=True))
 
 

@@ -132,7 +132,7 @@ def test_a_finished_run_resumed_stays_as_it_is_and_says_so(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 2}, r"--epochs was 3, is 2 \(a schedule can become longer alone; --stop-epoch ends it early\)"),
+        ({"epochs": 2}, r"--epochs was 3, is 2 \(a schedule can only become longer; --stop-epoch ends it early\)"),
         ({"iterations": 4}, "--iters-per-epoch was 3, is 4"),
         ({"val_iterations": 4}, "--val-iters was 2, is 4"),
         ({"lr": 0.1, "seed": 8}, "--lr was 0.01, is 0.1, --seed was 7, is 8"),

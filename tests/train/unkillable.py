@@ -28,8 +28,8 @@ from tests.train.workspaces import assert_same_run, make_workspace
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 OPTIONS = (
-    *("--epochs=20", "--iters-per-epoch=12", "--val-iters=2", "--seed=3", "--device=cpu", "--resume", "-q"),
-    "--checkpoint-every=0.002",
+    *("--epochs=16", "--iters-per-epoch=12", "--val-iters=2", "--seed=3", "--device=cpu", "--resume", "-q"),
+    "--checkpoint-every=0.001",
 )
 
 
