@@ -196,12 +196,10 @@ class UNet(nn.Module):
     def choose_kept_maps(self) -> bool:
         """Looks where a norm's gradients need its answer alone and not its input too; whether any answer is a new one.
 
-        Saves a map a block of the memory of a training step on a GPU, where the norms do not look themselves (kernels/
-        instance_norm_act.py). Waits for the GPU once: for the start of an epoch. A CUDA graph of the step holds the
-        choice, and is recorded anew after True.
+        For a GPU, where the norms do not look themselves (kernels/instance_norm_act.py): a map a block less is kept
+        for the backward. Waits for the GPU once: for the start of an epoch. A CUDA graph of the step holds the choice,
+        and is recorded anew after True.
         """
-        if next(self.parameters()).is_cpu:
-            return False  # there each norm looks at every step
         blocks = [module for module in self.modules() if isinstance(module, ConvBlock)]
         found = torch.stack([recoverable(block.norm.weight, block.norm.bias) for block in blocks]).tolist()
         changed = [block.recover for block in blocks] != found
