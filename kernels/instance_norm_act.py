@@ -19,16 +19,20 @@ Gradients, with x_hat = (x - mean) / sqrt(variance + eps), dy' = dy (1 where z >
     dx = weight / sqrt(variance + eps) (dy' - mean(dy') - x_hat mean(dy' x_hat))          dresidual = dy'
     dweight = sum(dy' x_hat)        dbias = sum(dy')                                      sums over samples too
 
-Bytes: 4 A read and 1 A written. One map is kept for them, and which one is a choice:
+Bytes: 4 A read and 1 A written. One map is kept for them, either of two:
 
     y   where it can be undone: x_hat = (z - bias) / weight, z = y where y > 0, else y / slope. The next convolution
         keeps y for its own gradient, so that the norm keeps nothing, and may write y over x. Not with a residual, which
         is lost in the sum, nor where slope or weight is near 0.
-    x   always right. With a residual y too, for the sign of z; that again is the next convolution's.
+    x   always right. For the sign of z y too with a residual, and on the CPU; that again is the next convolution's.
 
-`recoverable` says where y is enough: where |weight| is at least a sixteenth of |bias|, rounding y costs x_hat four bits
-at most. On the CPU it is asked at every call. On a GPU the answer would have to be waited for, once a norm and step,
-and no CUDA graph could hold the step: x is kept there unless the caller, who has looked, says `recover`.
+What y costs in bfloat16: x_hat recovered from it errs by 1.6e-3 (root mean square) where weight is 1 and bias 0, as an
+x_hat kept in bfloat16 does; by 2.6e-3 of weights between 0.5 and 1.5 and normal biases; by 2.9e-2 where bias is 16
+weights. dx, rounded itself, errs by 1.8e-3 of its norm and not 1.7e-3 where dy has a mean of 0.3 and follows x.
+
+`recoverable` says where y is enough: |weight| at least a sixteenth of |bias|, and not near 0. On the CPU it is asked at
+every call. On a GPU the answer would have to be waited for, once a norm and step, and no CUDA graph could hold the
+step: x is kept there unless the caller, who has looked before, says `recover` (UNet.choose_kept_maps does).
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ def _gradient_builds(value: str) -> tuple[Build, ...]:
             builds += [
                 Build(
                     kernel=instance_norm_act_backward_triton.gradient_sums_kernel,
-                    types={**read, **vectors, **sums, **sizes, "tiles": "i32", **slopes},
-                    constants={**constants, "TILE_VOXELS": rows // 2},
+                    types={**read, **vectors, **sums, **sizes, **({"tiles": "i32"} if multiples else {}), **slopes},
+                    constants={**constants, **({} if multiples else {"tiles": 1}), "TILE_VOXELS": rows // 2},
                     warps=instance_norm_act_triton.WARPS,
                     divisible=(*read, *vectors, *sums, *multiples),
                 ),
@@ -185,7 +185,7 @@ BUILDS: tuple[Build, ...] = (
 def built(build: Build) -> Built:
     """Compiles for sm_90 and reads the machine code."""
     signature = {**build.types, **dict.fromkeys(build.constants, "constexpr")}
-    attributes = {(list(signature).index(name),): [["tt.divisibility", 16]] for name in build.divisible}
+    attributes = {(build.kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in build.divisible}
     source = ASTSource(fn=build.kernel, signature=signature, constexprs=dict(build.constants), attrs=attributes)
     compiled = triton.compile(source, target=SM90, options={"num_warps": build.warps})
     with tempfile.TemporaryDirectory() as folder:
