@@ -1,9 +1,12 @@
-"""Instance norm and LeakyReLU of the network's maps: ours on channels_last_3d, and torch's layers in both layouts."""
+"""Instance norm and LeakyReLU of the network's maps: ours on channels_last_3d, and torch's layers in both layouts.
+
+Alone, as in inference, and with the gradients of map, weight and bias, as in training.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,17 +25,20 @@ GPU_SHAPES: tuple[Shape, ...] = ((1, 32, 128, 128, 128), (2, 32, 128, 128, 128),
 QUICK_SHAPES: tuple[Shape, ...] = ((1, 32, 48, 48, 48), (1, 320, 6, 6, 6))
 OUT_OF_CACHE = 10**8  # bytes: more than the last cache of a common processor or GPU
 TOLERANCES = {torch.float32: 5e-5, torch.bfloat16: 8e-3}  # of |y - exact| / (1 + |exact|)
+GRADIENT_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # of |dx - exact| in the norm of exact
 MEAN, DEVIATION = 1.0, 2.0
 EPS, SLOPE = 1e-5, 0.01
 GROUP_NORM = "group norm, channels last"
+WITH_GRADIENTS = ", with gradients"
 
 
 def comparisons(quick: bool) -> list[Comparison]:
-    """Full resolution, one level down and the bottleneck, float32 and bfloat16."""
+    """Full resolution, one level down and the bottleneck, float32 and bfloat16, without gradients and with them."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shapes = QUICK_SHAPES if quick else GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
     return [
-        Comparison(what=_what(shape, dtype), run=partial(one, shape, dtype, device))
+        Comparison(what=_what(shape, dtype) + suffix, run=partial(run, shape, dtype, device))
+        for suffix, run in (("", one), (WITH_GRADIENTS, one_with_gradients))
         for shape in shapes
         for dtype in TOLERANCES
     ]
@@ -42,12 +48,21 @@ def _what(shape: Shape, dtype: torch.dtype) -> str:
     return f"{shape} {str(dtype).removeprefix('torch.')}"
 
 
-@torch.inference_mode()
-def one(shape: Shape, dtype: torch.dtype, device: torch.device) -> Measurement:
-    """One map (N, C, D, H, W), after the errors of ours and of group norm, which is fast and less exact, are known.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Maps:
+    """What is normed: one map (N, C, D, H, W) in both layouts, weight and bias (C,)."""
+
+    contiguous: Tensor
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def _maps(shape: Shape, dtype: torch.dtype, device: torch.device) -> _Maps:
+    """The same at every call.
 
     Raises:
-        AssertionError: ours is wrong, or is not the fast form.
+        AssertionError: what would run of ours is not the fast form.
     """
     generator = torch.Generator().manual_seed(0)
     contiguous = (torch.randn(shape, generator=generator) * DEVIATION + MEAN).to(device, dtype)
@@ -56,19 +71,32 @@ def one(shape: Shape, dtype: torch.dtype, device: torch.device) -> Measurement:
     bias = torch.randn(shape[1], generator=generator).to(device)
     choice = choose_instance_norm_act(x, weight, bias)
     assert choice.implementation != "reference", choice.why
-    calls = _contenders(x, contiguous, weight, bias)
+    return _Maps(contiguous=contiguous, x=x, weight=weight, bias=bias)
+
+
+@torch.inference_mode()
+def one(shape: Shape, dtype: torch.dtype, device: torch.device) -> Measurement:
+    """One map (N, C, D, H, W), after the errors of ours and of group norm, which is fast and less exact, are known.
+
+    Raises:
+        AssertionError: ours is wrong, or is not the fast form.
+    """
+    maps = _maps(shape, dtype, device)
+    x, weight, bias = maps.x, maps.weight, maps.bias
+    calls = _contenders(x, maps.contiguous, weight, bias)
     errors = {name: largest_error(calls[name](), x, weight, bias) for name in ("strokenet", GROUP_NORM)}
     assert errors["strokenet"] < TOLERANCES[dtype], f"largest error {errors['strokenet']:.1e}"
     found = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
-    answers = f"{choice.implementation}; largest errors: {found}"
-    return replace(in_turn("norm", _what(shape, dtype), calls, device=device), answers=answers, floor_ms=_floor_ms(x))
+    answers = f"{choose_instance_norm_act(x, weight, bias).implementation}; largest errors: {found}"
+    measured = in_turn("norm", _what(shape, dtype), calls, device=device)
+    return replace(measured, answers=answers, floor_ms=_floor_ms(x, passes=2))
 
 
-def _floor_ms(x: Tensor) -> float | None:
-    """Reading the map once and writing it once, by the copy of this machine; None where a cache may hold the map."""
+def _floor_ms(x: Tensor, *, passes: int) -> float | None:
+    """Reading or writing so many maps, by the copy of this machine; None where a cache may hold the map."""
     if x.nbytes < OUT_OF_CACHE:
         return None
-    return 1000 * 2 * x.nbytes / ceilings(torch.float32, x.device).bytes
+    return 1000 * passes * x.nbytes / ceilings(torch.float32, x.device).bytes
 
 
 def _contenders(x: Tensor, contiguous: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Callable[[], Tensor]]:
@@ -91,6 +119,80 @@ def _contenders(x: Tensor, contiguous: Tensor, weight: Tensor, bias: Tensor) -> 
         calls["torch.compile, contiguous"] = lambda: compiled(contiguous)
         calls["torch.compile, channels last"] = lambda: compiled(x)
     return calls
+
+
+def one_with_gradients(shape: Shape, dtype: torch.dtype, device: torch.device) -> Measurement:
+    """One map forward and backward, after the error of dx, of ours and of group norm, is known.
+
+    The floor is x, dy and y read once, y and dx written once.
+
+    Raises:
+        AssertionError: ours is wrong, or is not the fast form.
+    """
+    maps = _maps(shape, dtype, device)
+    generator = torch.Generator().manual_seed(1)
+    towards = torch.randn(shape, generator=generator).to(device, dtype)
+    calls = _contenders_with_gradients(maps, towards)
+    expected = exact_gradient(maps, towards)
+    errors = {
+        name: float((calls[name]()[0].double() - expected).norm() / expected.norm())
+        for name in ("strokenet", GROUP_NORM)
+    }
+    assert errors["strokenet"] < GRADIENT_TOLERANCES[dtype], f"error {errors['strokenet']:.1e}"
+    found = ", ".join(f"{name} {value:.1e}" for name, value in errors.items())
+    form = choose_instance_norm_act(maps.x, maps.weight, maps.bias).implementation
+    measured = in_turn("norm", _what(shape, dtype) + WITH_GRADIENTS, calls, device=device)
+    answers = f"{form}; errors of dx in its norm: {found}"
+    return replace(measured, answers=answers, floor_ms=_floor_ms(maps.x, passes=5))
+
+
+def _contenders_with_gradients(maps: _Maps, towards: Tensor) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    """The calls, each to the gradients of map, weight and bias; towards: that of the answer, contiguous."""
+    rows = towards.to(memory_format=torch.channels_last_3d)
+    own = [maps.x.clone(), maps.weight.clone().requires_grad_(), maps.bias.clone().requires_grad_()]
+    ours = _leaves(maps.x, maps.weight, maps.bias)
+    alike = maps.weight.to(maps.x.dtype), maps.bias.to(maps.x.dtype)
+    first, last = _leaves(maps.contiguous, *alike), _leaves(maps.x, *alike)
+
+    def in_place() -> tuple[Tensor, ...]:
+        """Of no leaf, which may not be overwritten: dx is computed, and not asked for."""
+        y = instance_norm_act(own[0].detach(), *own[1:], eps=EPS, slope=SLOPE, inplace=True, recover=True)
+        return torch.autograd.grad(y, own[1:], rows)
+
+    def stock(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return instance_norm_act_reference(x, weight, bias, eps=EPS, slope=SLOPE)
+
+    def group(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.leaky_relu_(F.group_norm(x, x.shape[1], weight, bias, EPS), SLOPE)
+
+    grad = torch.autograd.grad
+    calls: dict[str, Callable[[], tuple[Tensor, ...]]] = {
+        "strokenet, in place": in_place,
+        "strokenet": lambda: grad(instance_norm_act(*ours, eps=EPS, slope=SLOPE), ours, rows),
+        "torch, contiguous": lambda: grad(stock(*first), first, towards),
+        "torch, channels last": lambda: grad(stock(*last), last, rows),
+        GROUP_NORM: lambda: grad(group(*last), last, rows),
+    }
+    if towards.is_cuda:
+        compiled = torch.compile(stock)
+        calls["torch.compile, contiguous"] = lambda: grad(compiled(*first), first, towards)
+        calls["torch.compile, channels last"] = lambda: grad(compiled(*last), last, rows)
+    return calls
+
+
+def _leaves(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.detach().clone().requires_grad_() for tensor in tensors]
+
+
+def exact_gradient(maps: _Maps, towards: Tensor) -> Tensor:
+    """Of the map, by torch's layer in float64, where the map is; 8 channels at a time, to save memory."""
+    parts = []
+    for first in range(0, maps.x.shape[1], 8):
+        of = slice(first, first + 8)
+        x = maps.contiguous[:, of].double().contiguous().requires_grad_()
+        y = instance_norm_act_reference(x, maps.weight[of].double(), maps.bias[of].double(), eps=EPS, slope=SLOPE)
+        parts.append(torch.autograd.grad(y, x, towards[:, of].double())[0])
+    return torch.cat(parts, 1)
 
 
 def largest_error(y: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> float:

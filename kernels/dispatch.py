@@ -54,7 +54,7 @@ def choose_resample() -> Choice:
 def choose_instance_norm_act(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None) -> Choice:
     """Which instance normalisation runs for these tensors: x (N, C, D, H, W), weight and bias (C,), residual as x.
 
-    The fast forms have no backward yet: whatever autograd has to follow takes the reference, whose backward is torch's.
+    With and without gradients: the fast forms have their own.
     """
     implementation, why = _instance_norm_act(x, weight, bias, residual)
     return Choice(operator="instance_norm_act", implementation=implementation, why=why)
@@ -64,10 +64,10 @@ def _instance_norm_act(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor
     import torch  # not by an array's way to its choice
 
     tensors = [x, weight, bias] if residual is None else [x, weight, bias, residual]
+    if torch.compiler.is_compiling():
+        return "reference", "torch.compile fuses torch's layers, and cannot look into ours"
     if wanted() == "reference":
         return "reference", "STROKENET_KERNELS=reference"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        return "reference", "gradients are wanted, and torch has the backward"
     if x.ndim != 5 or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last_3d):
         return "reference", "not channels_last_3d, the layout of the fast forms"
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -118,7 +118,7 @@ def _components(implementation: Implementation, why: str) -> Choice:
 
 
 def choices() -> tuple[Choice, ...]:
-    """Every operator's choice on this machine, for `strokenet doctor`; of the norm, for a map without gradients."""
+    """Every operator's choice on this machine, for `strokenet doctor`; of the norm, for a channels_last_3d map."""
     import torch  # not by an array's way to its choice
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,20 +13,44 @@ The fast forms read channels_last_3d as it lies in memory: rows of C values, one
 rows about a mean of the block (Chan 1979), so that neither many voxels nor a large mean cost digits. F.group_norm, the
 fast call torch has for this layout, sums x and x^2 plainly: of 96^3 voxels with mean 10 (30) and standard deviation 1
 it misses by 2e-3 (4e-2) in float32 and 2.5e-2 (0.18) in bfloat16, ours by 7e-7 (2e-6) and one rounding.
+
+Gradients, with x_hat = (x - mean) / sqrt(variance + eps), dy' = dy (1 where z > 0, else slope), means over the voxels:
+
+    dx = weight / sqrt(variance + eps) (dy' - mean(dy') - x_hat mean(dy' x_hat))          dresidual = dy'
+    dweight = sum(dy' x_hat)        dbias = sum(dy')                                      sums over samples too
+
+Bytes: 4 A read and 1 A written. One map is kept for them, either of two:
+
+    y   where it can be undone: x_hat = (z - bias) / weight, z = y where y > 0, else y / slope. The next convolution
+        keeps y for its own gradient, so that the norm keeps nothing, and may write y over x. Not with a residual, which
+        is lost in the sum, nor where slope or weight is near 0.
+    x   always right. For the sign of z y too with a residual, and on the CPU; that again is the next convolution's.
+
+What y costs in bfloat16: x_hat recovered from it errs by 1.6e-3 (root mean square) where weight is 1 and bias 0, as an
+x_hat kept in bfloat16 does; by 2.6e-3 of weights between 0.5 and 1.5 and normal biases; by 2.9e-2 where bias is 16
+weights. dx, rounded itself, errs by 1.8e-3 of its norm and not 1.7e-3 where dy has a mean of 0.3 and follows x.
+
+`recoverable` says where y is enough: |weight| at least a sixteenth of |bias|, and not near 0. On the CPU it is asked at
+every call. On a GPU the answer would have to be waited for, once a norm and step, and no CUDA graph could hold the
+step: x is kept there unless the caller, who has looked before, says `recover` (UNet.choose_kept_maps does).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from kernels.dispatch import choose_instance_norm_act
+from kernels.dispatch import Implementation, choose_instance_norm_act
+from kernels.instance_norm_act_operator import instance_norm_act_operator, instance_norm_act_operator_backward
 
-ROWS = 1024  # of a block whose sums are kept apart
-BLOCK_VALUES = 1 << 18  # what one call works on: fewer cost calls, more fall out of the cache
+SMALLEST_SLOPE = 1e-3  # that an activation can be undone with; float16 keeps too few digits of a smaller multiple
+SMALLEST_SHARE = 1 / 16  # of |bias| that |weight| has where x_hat can be recovered
+SMALLEST_WEIGHT = 1e-3  # that x_hat can be recovered with; below it float16 keeps too few digits of slope weight x_hat
 
 
 def instance_norm_act_reference(
@@ -39,31 +63,6 @@ def instance_norm_act_reference(
     return y if slope == 1 else F.leaky_relu_(y, slope)
 
 
-def instance_norm_act_operator(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    eps: float,
-    slope: float,
-    residual: Tensor | None = None,
-    inplace: bool = False,
-) -> Tensor:
-    """What `instance_norm_act` computes, for a channels_last_3d map on the CPU, without gradients.
-
-    float32, bfloat16 or float16 in and out; sums in float32, their combination in float64. As in torch's layers, every
-    step of a 16-bit map is rounded to its type.
-    """
-    out = x if inplace else torch.empty_like(x)
-    weight, bias = weight.float(), bias.float()
-    shortcut = None if residual is None else _rows(residual.contiguous(memory_format=torch.channels_last_3d))
-    for sample, (rows, result) in enumerate(zip(_rows(x), _rows(out), strict=True)):
-        mean, variance = row_moments(rows)
-        added = None if shortcut is None else shortcut[sample]
-        _normalise(rows, mean, variance, weight, bias, eps=eps, slope=slope, residual=added, out=result)
-    return out
-
-
 def instance_norm_act(
     x: Tensor,
     weight: Tensor,
@@ -73,16 +72,21 @@ def instance_norm_act(
     slope: float,
     residual: Tensor | None = None,
     inplace: bool = False,
+    recover: bool | None = None,
 ) -> Tensor:
     """Normalises every channel of every sample, adds the residual and applies LeakyReLU.
 
     Args:
-        x: (N, C, D, H, W), any floating type, layout and device; channels_last_3d without gradients is fast.
+        x: (N, C, D, H, W), any floating type, layout and device; channels_last_3d is fast.
         weight, bias: (C,), of the norm.
         eps: added to the variance.
         slope: of the LeakyReLU below zero, 0 or more; 1 is no activation.
         residual: as x; added before the activation.
-        inplace: whether x may be overwritten where that saves memory. Use the result: x may also be left as it is.
+        inplace: whether x may be overwritten where that saves memory. Use the result: x may also be left as it is. Not
+            for an x whose value the gradient of an earlier operation needs; a convolution's does not need its answer.
+        recover: whether the gradients recover x_hat from y instead of keeping x (see above), where residual and slope
+            allow it; None: on the CPU where `recoverable`, on a GPU not. A weight that has gone to 0 since the caller
+            looked loses its gradient, and x what comes through it; nothing becomes infinite.
 
     Returns:
         (N, C, D, H, W), type of x; layout of x from the fast forms, contiguous from the reference.
@@ -92,85 +96,90 @@ def instance_norm_act(
     """
     if slope < 0:
         raise ValueError(f"slope {slope}: a LeakyReLU has a slope of 0 or more")
-    choice = choose_instance_norm_act(x, weight, bias, residual)
-    if choice.implementation == "reference":
+    implementation = choose_instance_norm_act(x, weight, bias, residual).implementation
+    if implementation == "reference":
         return instance_norm_act_reference(x, weight, bias, eps=eps, slope=slope, residual=residual)
     if residual is not None and residual.data_ptr() == x.data_ptr():
         inplace = False  # the residual is read after the norm is written
-    if choice.implementation == "operator":
-        return instance_norm_act_operator(x, weight, bias, eps=eps, slope=slope, residual=residual, inplace=inplace)
+    given = [x, weight, bias] if residual is None else [x, weight, bias, residual]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+        recover = residual is None and slope >= SMALLEST_SLOPE and _recovers(recover, weight, bias)
+        inplace = inplace and recover and not (x.is_leaf and x.requires_grad) and x._base is None
+        form = Form(implementation=implementation, eps=eps, slope=slope, inplace=inplace, recover=recover)
+        return InstanceNormAct.apply(x, weight, bias, residual, form)  # type: ignore[no-any-return, no-untyped-call]
+    return _forward(implementation, x, weight, bias, eps=eps, slope=slope, residual=residual, inplace=inplace)[0]
+
+
+def recoverable(weight: Tensor, bias: Tensor) -> Tensor:
+    """Whether y is enough to recover x_hat in every channel: weight, bias (C,) -> one bool, on their device."""
+    smallest = (SMALLEST_SHARE * bias.detach().abs()).clamp_(min=SMALLEST_WEIGHT)
+    return (weight.detach().abs() >= smallest).all()
+
+
+def _recovers(asked: bool | None, weight: Tensor, bias: Tensor) -> bool:
+    if asked is not None:
+        return asked
+    return weight.is_cpu and bool(recoverable(weight, bias))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a norm that wants gradients is computed: by which fast form, and whether it keeps y (`recover`) or x."""
+
+    implementation: Implementation
+    eps: float
+    slope: float
+    inplace: bool
+    recover: bool
+
+
+class InstanceNormAct(torch.autograd.Function):
+    """`instance_norm_act` by a fast form, with its gradients; these have none of their own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, form: Form) -> Tensor:
+        """y (N, C, D, H, W); see `instance_norm_act`. Keeps one map, or x and y with a residual, and (N, C) moments."""
+        y, mean, rstd = _forward(
+            form.implementation,
+            x, weight, bias, eps=form.eps, slope=form.slope, residual=residual, inplace=form.inplace,
+        )  # fmt: skip
+        if form.inplace:
+            ctx.mark_dirty(x)
+        signs = None
+        if not form.recover and form.slope != 1 and (residual is not None or form.implementation == "operator"):
+            signs = y
+        ctx.save_for_backward(y if form.recover else x, signs, weight, bias, mean, rstd)
+        ctx.form = form
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, towards: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight, bias and residual from that of y."""
+        form: Form = ctx.form
+        kept, signs, weight, bias, mean, rstd = ctx.saved_tensors
+        towards = towards.contiguous(memory_format=torch.channels_last_3d)
+        dx, dweight, dbias, through = _backward(
+            form.implementation,
+            towards, kept, signs, weight, bias, mean, rstd,
+            slope=form.slope, recover=form.recover, residual=ctx.needs_input_grad[3],
+        )  # fmt: skip
+        return dx, dweight.to(weight.dtype), dbias.to(bias.dtype), through, None
+
+
+def _forward(implementation: str, *given: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """y, mean and rstd by a fast form."""
+    if implementation == "operator":
+        return instance_norm_act_operator(*given, **options)
     from kernels.instance_norm_act_triton import instance_norm_act_triton
 
-    return instance_norm_act_triton(x, weight, bias, eps=eps, slope=slope, residual=residual, inplace=inplace)[0]
+    return instance_norm_act_triton(*given, **options)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """The memory of a channels_last_3d map: (N, C, D, H, W) -> (N, D H W, C), a view."""
-    return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
+def _backward(implementation: str, *given: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """dx, dweight, dbias and the gradient of the residual by a fast form."""
+    if implementation == "operator":
+        return instance_norm_act_operator_backward(*given, **options)
+    from kernels.instance_norm_act_backward_triton import instance_norm_act_triton_backward
 
-
-def row_moments(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of every column: (S, C) -> two (C,) in float32, combined from blocks in float64."""
-    moments = list(_block_moments(rows) if rows.dtype == torch.float32 else _block_moments_16_bit(rows))
-    if len(moments) == 1 and len(moments[0][0]) == 1:
-        return moments[0][1][0], moments[0][2][0]
-    counts, means, variances = (torch.cat(parts).double() for parts in zip(*moments, strict=True))
-    shares = (counts / len(rows))[:, None]
-    mean = (shares * means).sum(0)
-    variance = (shares * (variances + (means - mean).square_())).sum(0)
-    return mean.float(), variance.float()
-
-
-def _block_moments(rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Blocks of float32 rows: sizes (b,), means (b, C) and variances (b, C); several blocks a call, a thread each."""
-    whole, channels = len(rows) // ROWS, rows.shape[1]
-    blocks = rows[: whole * ROWS].view(whole, ROWS, channels)
-    step = max(1, BLOCK_VALUES // (ROWS * channels))
-    parts = [blocks[start : start + step] for start in range(0, whole, step)]
-    if len(rows) % ROWS:
-        parts.append(rows[whole * ROWS :][None])
-    scratch = rows.new_empty(max(part.numel() for part in parts))
-    for part in parts:  # (b, ROWS or the few that are left, C)
-        means = part.mean(1, keepdim=True)
-        centred = torch.sub(part, means, out=scratch[: part.numel()].view(part.shape))
-        yield means.new_full((len(part),), part.shape[1]), means[:, 0], centred.square_().mean(1)
-
-
-def _block_moments_16_bit(rows: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The same for 16-bit rows, by the kernel of torch's batch norm, which reads them without a float32 copy.
-
-    Its sums are plain float32 ones. Of 8192 values of 11 bits (float16; bfloat16 has 8) they are exact where the values
-    are alike, as in a background, and otherwise err far below a 16-bit rounding.
-    """
-    unused = rows.new_zeros(
-        (2, rows.shape[1]), dtype=torch.float32
-    )  # running statistics: they make the answers float32
-    step = max(1, min(8 * ROWS, 2 * BLOCK_VALUES // rows.shape[1]))
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        mean, variance = torch.batch_norm_update_stats(part, unused[0], unused[1], 0.0)
-        yield unused.new_full((1,), len(part)), mean[None], variance[None]
-
-
-def _normalise(
-    rows: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    eps: float,
-    slope: float,
-    residual: Tensor | None,
-    out: Tensor,
-) -> None:
-    """Writes act(norm(rows) + residual) to out, both (S, C), part by part so that each step finds it in the cache."""
-    unused = weight.new_empty(0)
-    step = max(1, BLOCK_VALUES // rows.shape[1])
-    for start in range(0, len(rows), step):
-        part, result = rows[start : start + step], out[start : start + step]
-        torch.native_batch_norm(part, weight, bias, mean, variance, False, 0.0, eps, out=(result, unused, unused))
-        if residual is not None:
-            result += residual[start : start + step]
-        if slope != 1:
-            F.leaky_relu_(result, slope)
+    return instance_norm_act_triton_backward(*given, **options)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kernels.instance_norm_act import instance_norm_act
+from kernels.instance_norm_act import instance_norm_act, recoverable
 from planner.plan import NetworkPlan, Plan, Triple
 
 NEGATIVE_SLOPE = 0.01
@@ -41,6 +41,8 @@ class Convolution(nn.Conv3d):
 class ConvBlock(nn.Module):
     """Convolution, instance normalisation, LeakyReLU: (N, in, D, H, W) -> (N, out, D', H', W')."""
 
+    recover: bool | None = None  # of `instance_norm_act`; UNet.choose_kept_maps looks
+
     def __init__(self, inputs: int, outputs: int, kernel: Triple, stride: Triple = (1, 1, 1)):
         super().__init__()
         d, h, w = kernel
@@ -53,12 +55,16 @@ class ConvBlock(nn.Module):
 
         shortcut: of the output's shape, added between norm and activation.
         """
-        return _norm_act(self.norm, self.conv(x), slope=NEGATIVE_SLOPE, shortcut=shortcut)
-
-
-def _norm_act(norm: nn.InstanceNorm3d, x: Tensor, *, slope: float, shortcut: Tensor | None = None) -> Tensor:
-    """LeakyReLU of (the norm of x, plus the shortcut); x, a fresh convolution's answer, may be overwritten."""
-    return instance_norm_act(x, norm.weight, norm.bias, eps=norm.eps, slope=slope, residual=shortcut, inplace=True)
+        return instance_norm_act(  # x, the convolution's fresh answer, may be overwritten
+            self.conv(x),
+            self.norm.weight,
+            self.norm.bias,
+            eps=self.norm.eps,
+            slope=NEGATIVE_SLOPE,
+            residual=shortcut,
+            inplace=True,
+            recover=self.recover,
+        )
 
 
 class ConvStack(nn.Module):
@@ -104,7 +110,8 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, D, H, W) -> (N, outputs, D, H, W)."""
-        return _norm_act(self.norm, self.conv(x), slope=1.0)
+        weight, bias = self.norm.weight, self.norm.bias
+        return instance_norm_act(self.conv(x), weight, bias, eps=self.norm.eps, slope=1.0, inplace=True)
 
 
 class ResidualStack(nn.Module):
@@ -199,6 +206,20 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, D, H, W) -> logits (N, K, D, H, W)."""
         return self.decoder(self.encoder(x), all_levels=False)[0]  # type: ignore[no-any-return]
+
+    def choose_kept_maps(self) -> bool:
+        """Looks where a norm's gradients need its answer alone and not its input too; whether any answer is a new one.
+
+        For a GPU, where the norms do not look themselves (kernels/instance_norm_act.py): a map a block less is kept
+        for the backward. Waits for the GPU once: for the start of an epoch. A CUDA graph of the step holds the choice,
+        and is recorded anew after True.
+        """
+        blocks = [module for module in self.modules() if isinstance(module, ConvBlock)]
+        found = torch.stack([recoverable(block.norm.weight, block.norm.bias) for block in blocks]).tolist()
+        changed = [block.recover for block in blocks] != found
+        for block, recover in zip(blocks, found, strict=True):
+            block.recover = recover
+        return changed
 
     def forward_levels(self, x: Tensor) -> list[Tensor]:
         """(N, C, D, H, W) -> logits of every decoder level: (N, K, D, H, W) first, each next one coarser."""

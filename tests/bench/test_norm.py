@@ -22,6 +22,26 @@ def test_ours_comes_first_and_every_layout_of_torch_beside_it(dtype: torch.dtype
     assert measured.what == f"{SHAPE} {str(dtype).removeprefix('torch.')}"
 
 
+@pytest.mark.parametrize("dtype", norm.TOLERANCES)
+def test_the_step_of_training_is_measured_beside_every_layout_of_torch(dtype: torch.dtype) -> None:
+    measured = norm.one_with_gradients(SHAPE, dtype, CPU)
+    assert list(measured.times_ms)[:2] == ["strokenet, in place", "strokenet"]
+    assert {"torch, contiguous", "torch, channels last", norm.GROUP_NORM} <= set(measured.times_ms)
+    assert measured.answers.startswith("operator; errors of dx in its norm: strokenet")
+    whats = [comparison.what for comparison in norm.comparisons(quick=True)]
+    assert len(set(whats)) == len(whats) == 8
+    assert measured.what.endswith(norm.WITH_GRADIENTS)
+
+
+def test_a_wrong_gradient_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        norm, "instance_norm_act", lambda x, *given, **_: x * given[0][:, None, None, None] + given[1].sum()
+    )
+    monkeypatch.setattr(norm, "in_turn", None)
+    with pytest.raises(AssertionError, match="error"):
+        norm.one_with_gradients(SHAPE, torch.float32, CPU)
+
+
 def test_a_map_that_a_cache_may_hold_has_no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norm, "ceilings", lambda *_: Ceilings(flops=1.0, bytes=1e6))
     assert norm.one(SHAPE, torch.float32, CPU).floor_ms is None

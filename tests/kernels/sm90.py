@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from kernels import components_triton as components
-from kernels import instance_norm_act_triton
+from kernels import instance_norm_act_backward_triton, instance_norm_act_triton
 
 SM90 = GPUTarget("cuda", 90, 32)
 
@@ -95,6 +95,54 @@ def _norm_combine(shares: int) -> Build:
     )
 
 
+def _gradient_builds(value: str) -> tuple[Build, ...]:
+    """The kernels of its gradients: x_hat from y, from x, and from x where y tells the sign; the last one of 3 too."""
+    aligned, odd = ("voxels", "channels"), ()
+    builds = []
+    for rows, channels, multiples, kinds in (
+        (128, 32, aligned, ((True, False), (False, False), (False, True))),
+        (1024, 4, odd, ((False, True),)),
+    ):
+        for recover, signs in kinds:
+            read = dict.fromkeys(("towards", "kept", "signs"), f"*{value}")
+            written = dict.fromkeys(("out", "through"), f"*{value}")
+            vectors = dict.fromkeys(("mean", "rstd", "weight", "bias"), "*fp32")
+            sums = dict.fromkeys(("sums", "products"), "*fp32")
+            means = dict.fromkeys(("mean_sums", "mean_products"), "*fp32")
+            sizes, slopes = {"voxels": "i32", "channels": "i32"}, {"slope": "fp32", "inverse": "fp32"}
+            constants = {"RECOVER": recover, "SIGNS": signs, "ACT": True, "TILE_CHANNELS": channels}
+            builds += [
+                Build(
+                    kernel=instance_norm_act_backward_triton.gradient_sums_kernel,
+                    types={**read, **vectors, **sums, **sizes, **({"tiles": "i32"} if multiples else {}), **slopes},
+                    constants={**constants, **({} if multiples else {"tiles": 1}), "TILE_VOXELS": rows // 2},
+                    warps=instance_norm_act_triton.WARPS,
+                    divisible=(*read, *vectors, *sums, *multiples),
+                ),
+                Build(
+                    kernel=instance_norm_act_backward_triton.gradient_apply_kernel,
+                    types={**read, **written, **vectors, **means, **sizes, **slopes},
+                    constants={**constants, "THROUGH": signs, "TILE_VOXELS": rows},
+                    warps=instance_norm_act_triton.WARPS,
+                    divisible=(*read, *written, *vectors, *means, *multiples),
+                ),
+            ]
+    return tuple(builds)
+
+
+def _gradient_combine(tile_shares: int, **ones: int) -> Build:
+    """ones: the arguments that are 1, which Triton takes for constants."""
+    names = ("sums", "products", "mean_sums", "mean_products", "dweight", "dbias")
+    sizes = {name: "i32" for name in ("samples", "voxels", "channels", "shares") if name not in ones}
+    return Build(
+        kernel=instance_norm_act_backward_triton.gradient_combine_kernel,
+        types={**dict.fromkeys(names, "*fp32"), **sizes},
+        constants={**ones, "TILE_SHARES": tile_shares, "TILE_CHANNELS": 16},
+        warps=4,
+        divisible=(*names, "voxels", "channels"),
+    )
+
+
 def _build(kernel: Any, types: str, *, warps: int, **constants: int | bool) -> Build:
     """types: "values *fp32 depth i32 ...", argument and type in turn."""
     words = types.split()
@@ -128,13 +176,16 @@ BUILDS: tuple[Build, ...] = (
     *components_builds(),
     *(build for value in ("fp32", "bf16", "fp16") for build in _norm_builds(value)),
     *(_norm_combine(shares) for shares in (1, instance_norm_act_triton.SHARES)),
+    *(build for value in ("fp32", "bf16", "fp16") for build in _gradient_builds(value)),
+    _gradient_combine(instance_norm_act_triton.SHARES),
+    _gradient_combine(1, samples=1, shares=1),
 )
 
 
 def built(build: Build) -> Built:
     """Compiles for sm_90 and reads the machine code."""
     signature = {**build.types, **dict.fromkeys(build.constants, "constexpr")}
-    attributes = {(list(signature).index(name),): [["tt.divisibility", 16]] for name in build.divisible}
+    attributes = {(build.kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in build.divisible}
     source = ASTSource(fn=build.kernel, signature=signature, constexprs=dict(build.constants), attrs=attributes)
     compiled = triton.compile(source, target=SM90, options={"num_warps": build.warps})
     with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kernels import instance_norm_act as norm
+from kernels import instance_norm_act_operator
 from kernels.dispatch import choices, choose_instance_norm_act
 from tests.kernels.norm_cases import CASES, EPS, TOLERANCES, Case, Problem, error, exact, problem, tolerance
 
@@ -30,12 +31,20 @@ def test_the_cpu_form_is_the_formula(name: str, dtype: torch.dtype) -> None:
     case = CASES[name]
     given = problem(case, dtype)
     before = given.x.clone()
-    y = norm.instance_norm_act_operator(
+    y, mean, rstd = norm.instance_norm_act_operator(
         given.x, given.weight, given.bias, eps=EPS, slope=case.slope, residual=given.residual
     )
     assert error(y, given, case) < tolerance(case, dtype)
     assert (y.dtype, y.shape, y.stride()) == (dtype, given.x.shape, given.x.stride())
     assert torch.equal(given.x, before)
+    _check_moments(mean, rstd, given)
+
+
+def _check_moments(mean: Tensor, rstd: Tensor, given: Problem) -> None:
+    x = given.x.double()
+    deviation = (x.var((2, 3, 4), correction=0) + EPS).sqrt()
+    assert (((mean - x.mean((2, 3, 4))) / deviation).abs()).max() < 5e-4
+    assert (rstd * deviation - 1).abs().max() < 5e-4
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -50,10 +59,7 @@ def test_the_triton_form_is_the_formula(name: str, dtype: torch.dtype, triton_de
     )
     assert error(y, given, case) < tolerance(case, dtype)
     assert (y.dtype, y.shape, y.stride()) == (dtype, given.x.shape, given.x.stride())
-    x = given.x.double()
-    deviation = (x.var((2, 3, 4), correction=0) + EPS).sqrt()
-    assert (((mean - x.mean((2, 3, 4))) / deviation).abs()).max() < 5e-4
-    assert (rstd * deviation - 1).abs().max() < 5e-4
+    _check_moments(mean, rstd, given)
 
 
 @pytest.mark.parametrize("programs", [1, 3, 400])
@@ -109,7 +115,7 @@ def test_a_gpu_is_filled_without_idle_programs(voxels: int, samples: int, channe
 def test_a_map_of_many_parts_is_the_formula(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["several blocks"]
     given = problem(case, dtype)
-    monkeypatch.setattr(norm, "BLOCK_VALUES", 96 * 100)
+    monkeypatch.setattr(instance_norm_act_operator, "BLOCK_VALUES", 96 * 100)
     assert error(_call(given, case), given, case) < tolerance(case, dtype)
 
 
@@ -178,20 +184,6 @@ def test_float64_and_a_residual_that_broadcasts_take_the_reference(monkeypatch: 
     torch.testing.assert_close(_call(double, SMALL), exact(double, SMALL.slope), rtol=1e-12, atol=1e-12)
     plane = Problem(x=given.x, weight=given.weight, bias=given.bias, residual=torch.rand(2, 8, 1, 4, 3))
     torch.testing.assert_close(_call(plane, SMALL).double(), exact(plane, SMALL.slope), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("wanted", ["x", "weight", "bias", "residual"])
-def test_gradients_flow_through_whatever_wants_them(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = problem(SMALL, torch.float32)
-    before = given.x.clone()
-    monkeypatch.setattr(norm, "instance_norm_act_operator", None)
-    leaf = getattr(given, wanted).requires_grad_()
-    assert "gradients" in choose_instance_norm_act(given.x, given.weight, given.bias, given.residual).why
-    towards = torch.randn(SMALL.shape, generator=torch.Generator().manual_seed(1))
-    (found,) = torch.autograd.grad(_call(given, SMALL, inplace=True), leaf, towards)
-    (expected,) = torch.autograd.grad(exact(given, SMALL.slope), leaf, towards.double())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert torch.equal(given.x, before)
 
 
 def test_the_environment_chooses_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from strokenet.model.network import UNet, build_network
+from kernels import instance_norm_act
+from strokenet.model.network import ConvBlock, UNet, build_network
 from tests.plans import paper_plan, tiny_network, tiny_plan
 
 
@@ -88,3 +90,57 @@ def test_default_network_has_the_published_size() -> None:
     with torch.device("meta"):
         network = build_network(paper_plan("T1"))
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 2) == 31.20
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_channels_last_trains_by_the_fast_norm_with_the_same_gradients(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = _trained(kind)
+    image = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = _gradients(network, image)
+    taken = []
+    real = instance_norm_act.instance_norm_act_operator_backward
+    monkeypatch.setattr(
+        instance_norm_act,
+        "instance_norm_act_operator_backward",
+        lambda *given, **named: taken.append(named["recover"]) or real(*given, **named),
+    )
+    rows = network.to(memory_format=torch.channels_last_3d)
+    found = _gradients(rows, image.contiguous(memory_format=torch.channels_last_3d))
+    blocks = [module for module in network.modules() if isinstance(module, ConvBlock)]
+    assert len(taken) >= len(blocks)  # a projection after a pool, which answers contiguous, takes the reference
+    assert sum(taken) >= len(blocks) // 2  # those without a shortcut keep their answer alone
+    for name, value in expected.items():
+        if not name.endswith("conv.bias"):  # before a norm: nothing but rounding
+            assert (found[name] - value).norm() < 1e-4 * value.norm(), name
+
+
+def _trained(kind: str) -> UNet:
+    torch.manual_seed(0)
+    network = build_network(tiny_plan(network=tiny_network(kind=kind)))
+    for module in network.modules():
+        if isinstance(module, nn.InstanceNorm3d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    return network
+
+
+def _gradients(network: UNet, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    loss = sum(level.sigmoid().square().mean() for level in network.forward_levels(image))
+    assert isinstance(loss, torch.Tensor)
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def test_norms_keep_their_input_where_a_weight_has_gone_to_0() -> None:
+    network = build_network(tiny_plan())
+    blocks = [module for module in network.modules() if isinstance(module, ConvBlock)]
+    assert {block.recover for block in blocks} == {None}
+    assert network.choose_kept_maps()
+    assert all(block.recover for block in blocks)
+    assert not network.choose_kept_maps()  # nothing new
+    with torch.no_grad():
+        blocks[1].norm.weight[0] = 0
+    assert network.choose_kept_maps()
+    assert [block.recover for block in blocks] == [number != 1 for number in range(len(blocks))]
