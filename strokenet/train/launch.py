@@ -18,7 +18,7 @@ from torch import Tensor
 
 from strokenet.train.feed import Batch
 from strokenet.train.run import Run
-from strokenet.train.step import Compute, Speedups, make_step
+from strokenet.train.step import Compute, Speedups, make_step, set_rate
 
 _log = logging.getLogger("strokenet")
 
@@ -41,6 +41,10 @@ class Outcome:
 class Steps(Protocol):
     """The steps of one run. A call computes one, and says what became of those that are known by now, in order."""
 
+    def begin(self, lr: float) -> None:
+        """Before the first step of an epoch: its learning rate."""
+        ...
+
     def __call__(self, batch: Batch, number: int) -> list[Outcome]: ...
 
     def rest(self) -> list[Outcome]:
@@ -52,17 +56,21 @@ def make_steps(run: Run, speedups: Speedups) -> Steps:
     """The steps of a run whose state is restored, as its device takes them; see make_step."""
     compute = make_step(run, speedups)
     if run.device.type != "cuda":
-        return StepsAtOnce(compute)
+        return StepsAtOnce(compute, run.optimizer)
     plain = not run.scaler.is_enabled() and run.ranks.alone  # nothing but the network and its update
     recordable = speedups.graph and speedups.fused_update and plain
-    return QueuedSteps(Recorded(compute, run.optimizer) if recordable else compute)
+    return QueuedSteps(run, Recorded(compute, run.optimizer) if recordable else compute)
 
 
 class StepsAtOnce:
     """Steps that are done, and read, when their call ends."""
 
-    def __init__(self, compute: Compute):
-        self._compute = compute
+    def __init__(self, compute: Compute, optimizer: torch.optim.SGD):
+        self._compute, self._optimizer = compute, optimizer
+
+    def begin(self, lr: float) -> None:
+        """The learning rate of an epoch."""
+        set_rate(self._optimizer, lr)
 
     def __call__(self, batch: Batch, number: int) -> list[Outcome]:
         loss, good = self._compute(batch.image, batch.label).tolist()
@@ -78,9 +86,15 @@ class QueuedSteps:
     The bound keeps the host's clock honest: what it waits for the data, the GPU is about to wait for too.
     """
 
-    def __init__(self, compute: Compute):
-        self._compute = compute
+    def __init__(self, run: Run, compute: Compute):
+        self._run, self._compute = run, compute
         self._queue: deque[tuple[torch.cuda.Event, Tensor, Batch, int]] = deque()
+
+    def begin(self, lr: float) -> None:
+        """The learning rate of an epoch; and which maps the norms keep, which a recording holds."""
+        set_rate(self._run.optimizer, lr)
+        if self._run.network.choose_kept_maps() and isinstance(self._compute, Recorded):
+            self._compute.forget()
 
     def __call__(self, batch: Batch, number: int) -> list[Outcome]:
         result = self._compute(batch.image, batch.label)
@@ -149,6 +163,11 @@ class Recorded:
         if self._replay is not None and self._shapes == (image.shape, label.shape):
             return self._replay(image, label)
         return self._beside(image, label)
+
+    def forget(self) -> None:
+        """What is recorded is not what is wanted any more: after one step more as ever it is recorded anew."""
+        self._replay, self._shapes = None, None
+        self._steps = min(self._steps, EAGER_STEPS - 1)
 
     def _beside(self, image: Tensor, label: Tensor) -> Tensor:
         """Computed on the stream that will be recorded, as torch asks for what comes before a recording."""

@@ -32,7 +32,7 @@ from strokenet.train.resident import Source, fold_source
 from strokenet.train.run import FoldCases, Run, TrainConfig, fold_cases, start_run
 from strokenet.train.schedule import poly_lr
 from strokenet.train.state import Progress
-from strokenet.train.step import REFERENCE, Speedups, set_rate
+from strokenet.train.step import REFERENCE, Speedups
 from strokenet.train.validate import validate_patches, validate_volumes
 from strokenet.train.writer import CheckpointWriter
 from strokenet.workspace import FoldFolder, Workspace
@@ -213,7 +213,7 @@ def _train_steps(training: _Training) -> bool:
     run, stop = training.run, training.stop
     progress, config = run.progress, run.config
     run.network.train()
-    set_rate(run.optimizer, poly_lr(config.lr, progress.epoch, config.epochs))
+    training.steps.begin(poly_lr(config.lr, progress.epoch, config.epochs))
     steps = range(progress.step, config.iterations)
     clock = _Clock(progress)
     try:

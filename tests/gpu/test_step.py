@@ -42,8 +42,8 @@ def test_queued_and_recorded_steps_learn_what_computed_ones_do(tmp_path: Path, p
     outcomes, losses = [], []
     for number in range(STEPS):
         if number == STEPS - 2:
-            for run in (recorded, eager):
-                set_rate(run.optimizer, 1e-3)
+            steps.begin(1e-3)
+            set_rate(eager.optimizer, 1e-3)
         outcomes += steps(on_gpu(number), number)
         losses.append(float(compute(on_gpu(number).image, on_gpu(number).label)[0]))
     assert len(outcomes) == STEPS - AHEAD
@@ -63,11 +63,15 @@ def test_the_steps_are_really_recorded(tmp_path: Path) -> None:
         calls.append(1)
         return compute(image, label)
 
-    steps = QueuedSteps(Recorded(counted, run.optimizer))
+    steps = QueuedSteps(run, Recorded(counted, run.optimizer))
+    steps.begin(0.01)
     for number in range(STEPS):
         steps(on_gpu(number), number)
     steps.rest()
     assert len(calls) == EAGER_STEPS + 1  # the last one is the recording
+    steps.begin(0.005)  # no norm keeps another map: the recording holds
+    steps(on_gpu(0), 0)
+    assert len(calls) == EAGER_STEPS + 1
 
 
 def test_the_fast_step_on_the_gpu_is_the_reference_but_for_rounding(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class Recorder:
 
 
 def test_a_step_on_the_cpu_is_read_when_its_call_ends() -> None:
-    steps = StepsAtOnce(loss_of)
+    steps = StepsAtOnce(loss_of, sgd())
     batch = Batch(image=torch.ones(3), label=torch.zeros(3), cases=("a",))
     assert steps(batch, 7) == [Outcome(number=7, cases=("a",), loss=3.0, good=True)]
     assert steps.rest() == []
@@ -54,6 +54,16 @@ def test_the_first_steps_are_computed_and_all_others_replayed() -> None:
     losses = [float(recorded(*images())[0]) for _ in range(EAGER_STEPS + 3)]
     assert losses == [2.0] * EAGER_STEPS + [-1.0] * 3
     assert recorder.count == 1
+
+
+def test_what_is_forgotten_is_recorded_anew_after_one_step_more() -> None:
+    recorder = Recorder()
+    recorded = Recorded(loss_of, sgd(), recorder)
+    for _ in range(EAGER_STEPS + 1):
+        recorded(*images())
+    recorded.forget()
+    assert [float(recorded(*images())[0]) for _ in range(3)] == [2.0, -1.0, -1.0]
+    assert recorder.count == 2
 
 
 def test_a_batch_of_another_shape_is_computed() -> None:
