@@ -36,7 +36,7 @@ def blur(row: Tensor, sigmas: tuple[float, float, float]) -> Tensor:
     for axis, sigma in enumerate(sigmas):
         weights, across = _kernel(sigma), 1 if axis == 0 else 0
         slab = row.shape[across] if row.is_cuda else max(1, _SLAB * row.shape[across] // row.numel())
-        for part in row.split(slab, across):
+        for part in torch.split(row, slab, across):
             _blur_axis(part, axis, weights)
     return row
 
@@ -123,7 +123,7 @@ def _select(volume: Tensor, axis: int, index: Tensor) -> Tensor:
     """Some planes of an axis. (d, h, w), contiguous; the last axis as a matrix's, which torch does much faster."""
     if axis < 2:
         return volume.index_select(axis, index)
-    return volume.flatten(0, 1).index_select(1, index).unflatten(0, volume.shape[:2])
+    return volume.flatten(0, 1).index_select(1, index).view(*volume.shape[:2], -1)
 
 
 def _taken(size: int, small: int) -> Tensor:

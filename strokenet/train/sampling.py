@@ -190,15 +190,17 @@ def _decided(label: Tensor, matrix: NDArray[np.float64], patch: Triple, voxels: 
     places = (voxels - (torch.tensor(patch) - 1) / 2).double() @ torch.from_numpy(matrix.T) + (size - 1) / 2
     coverage = ((places + 1).clamp(0, 1) * (size - places).clamp(0, 1)).prod(1)  # as _Tile.coverage, by all axes
     whole = places.floor().clamp_(min=0).minimum(size - 2)
-    parts = (places - whole).clamp_(0, 1).T  # (3, m)
+    rounded = places.round() > whole  # halves to even, as grid_sample does
+    parts = (places - whole).clamp_(0, 1)
+    label = label.contiguous()
     strides = torch.tensor(label.stride())
     first = (whole.long() * strides).sum(1)
     shifts = (torch.cartesian_prod(*[torch.arange(2)] * 3) * strides).sum(1)  # of the eight corners
     corners = label.flatten()[first + shifts[:, None]]  # (8, m)
     weights, closest = coverage[None], torch.zeros_like(first)
-    for part in parts:
+    for part, far in zip(parts.T, rounded.T, strict=True):
         weights = torch.stack([weights * (1 - part), weights * part], 1).flatten(0, 1)  # (k, m) -> (2 k, m)
-        closest = 2 * closest + (part > 0.5)
+        closest = 2 * closest + far
     nearest = corners.gather(0, closest[None])[0].masked_fill(coverage < 0.5, OUTSIDE_LABEL)
     inside = torch.stack([((corners == value) * weights).sum(0) for value in range(heads)])  # (K, m)
     return _likeliest(inside, nearest)
