@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from planner.plan import Triple
@@ -165,17 +164,17 @@ def intensities(
     flat = is_flat(patch)
     for sample, d in zip(image, draws, strict=True):
         if d.noise is not None:
-            sample.copy_(intensity.noise(sample, *d.noise))
+            intensity.noise(sample, *d.noise)
     _on_channels(image, [d.blur for d in draws], intensity.blur)
     _on_channels(image, [d.brightness for d in draws], intensity.brightness)
     _on_channels(image, [d.contrast for d in draws], intensity.contrast)
     _on_channels(
         image,
         [d.low_resolution for d in draws],
-        lambda rows, factors: intensity.low_resolution(rows, factors, keep_axis_0=flat),
+        lambda row, factor: intensity.low_resolution(row, factor, keep_axis_0=flat),
     )
-    _on_channels(image, [d.gamma_inverted for d in draws], lambda rows, g: intensity.gamma(rows, g, inverted=True))
-    _on_channels(image, [d.gamma for d in draws], lambda rows, g: intensity.gamma(rows, g, inverted=False))
+    _on_channels(image, [d.gamma_inverted for d in draws], lambda row, g: intensity.gamma(row, g, inverted=True))
+    _on_channels(image, [d.gamma for d in draws], lambda row, g: intensity.gamma(row, g, inverted=False))
     for n, d in enumerate(draws):
         if d.mirror:
             image[n] = image[n].flip([axis - 3 for axis in d.mirror])
@@ -205,12 +204,10 @@ def _draw_noise(rng: np.random.Generator, row: Row) -> tuple[float, int] | None:
 def _on_channels(
     image: Tensor,
     parameters: Sequence[tuple[Parameter | None, ...]],
-    operation: Callable[[Tensor, list[Parameter]], Tensor],
+    operation: Callable[[Tensor, Parameter], Tensor],
 ) -> None:
-    """Changes the channels that have a parameter, all at once. image: (N, C, D, H, W), changed in place."""
-    flat = [value for sample in parameters for value in sample]
-    chosen = [row for row, value in enumerate(flat) if value is not None]
-    if chosen:
-        rows = image.flatten(0, 1)  # (N, C, D, H, W) -> (N C, D, H, W), a view
-        index = torch.tensor(chosen, device=image.device)
-        rows[index] = operation(rows[index], [value for value in flat if value is not None])
+    """Changes the channels that have a parameter. image: (N, C, D, H, W), changed in place."""
+    for sample, values in zip(image, parameters, strict=True):
+        for row, value in zip(sample, values, strict=True):
+            if value is not None:
+                operation(row, value)

@@ -16,19 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from planner.plan import Triple
+from strokenet.train.sampling import OUTSIDE_LABEL as OUTSIDE_LABEL
+from strokenet.train.sampling import sample_by_grid, sample_by_planes
 
 ROTATION_DEGREES = 30.0  # each axis, both ways
 FLAT_ROTATION_DEGREES = 180.0  # about axis D, where the patch is flat
 FLAT = 3.0  # longest edge / thickness strictly above it
 MARGIN = 0.85  # the raw patch leaves room for this scale, not for the smallest: the peer's compromise
-OUTSIDE_LABEL = -1
-_TIE = 1e-4  # head start of the nearest label: decides ties, far below any real difference of scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,58 +68,24 @@ def transform(
     Returns:
         image (N, C, D, H, W), linear, 0 beyond the raw patch; label (N, D, H, W), -1 beyond it. New tensors.
     """
-    raw = image.shape[2:]
+    raw = label.shape[1:]
     starts = [size // 2 - edge // 2 for size, edge in zip(raw, patch, strict=True)]
     box = tuple(slice(start, start + edge) for start, edge in zip(starts, patch, strict=True))
-    moved = [(index, draw) for index, draw in enumerate(draws) if draw is not None]
-    cut_image = image[(slice(None), slice(None), *box)].clone()  # (N, C, D', H', W') -> (N, C, D, H, W)
-    cut_label = label[(slice(None), *box)].clone()
-    if moved:
-        rows = [index for index, _ in moved]
-        grid = sampling_grid([draw for _, draw in moved], patch, (raw[0], raw[1], raw[2])).to(image.device)
-        cut_image[rows] = F.grid_sample(image[rows], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        cut_label[rows] = sample_labels(label[rows], grid, heads)
-    return cut_image, cut_label
+    out, out_label = image.new_empty(*image.shape[:2], *patch), label.new_empty(len(label), *patch)
+    sample = sample_by_planes if image.device.type == "cpu" and min(raw) > 1 else sample_by_grid
+    for raw_image, raw_label, draw, *target in zip(image, label, draws, out, out_label, strict=True):
+        if draw is None:
+            target[0].copy_(raw_image[(slice(None), *box)])
+            target[1].copy_(raw_label[box])
+        else:
+            sample(raw_image, raw_label, matrix_of(draw, patch), heads, *target)
+    return out, out_label
 
 
-def sampling_grid(draws: Sequence[SpatialDraw], patch: Triple, raw: Triple) -> Tensor:
-    """Where each voxel of the patch looks in the raw patch: (M, D, H, W, 3) float32, torch's -1 .. 1 as (w, h, d)."""
-    axes = [torch.arange(edge, dtype=torch.float32) - (edge - 1) / 2 for edge in patch]
-    matrices = np.stack([_matrix(draw, flat=is_flat(patch)) for draw in draws])  # (M, 3, 3)
-    to_torch = 2 / np.array(raw, dtype=np.float64)  # voxels from the centre -> -1 .. 1 at the outer edges
-    columns = torch.from_numpy(to_torch[None, :, None] * matrices).float().flip(1)  # rows now w, h, d
-    grid = torch.zeros(len(draws), *patch, 3)
-    for axis, (values, shape) in enumerate(zip(axes, ((-1, 1, 1, 1), (1, -1, 1, 1), (1, 1, -1, 1)), strict=True)):
-        grid += values.view(shape) * columns[:, None, None, None, :, axis]
-    return grid
-
-
-def sample_labels(label: Tensor, grid: Tensor, heads: int) -> Tensor:
-    """The likeliest label at every place of the grid: each label's indicator is interpolated, the largest wins.
-
-    A tie goes to the nearest voxel's label where that is among the tied, else to the smallest. Beyond the raw patch
-    lies label -1.
-
-    Args:
-        label: (M, D', H', W'), -1 .. heads - 1. grid: (M, D, H, W, 3).
-
-    Returns:
-        (M, D, H, W), type of the label.
-    """
-    values = torch.arange(heads, device=label.device).view(1, -1, 1, 1, 1)
-    indicators = (label[:, None] == values).float()  # (M, K, D', H', W')
-    inside = F.grid_sample(indicators, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    scores = torch.cat([1 - inside.sum(1, keepdim=True), inside], 1)  # (M, 1 + K, D, H, W): -1 first
-    shifted = (label[:, None] - OUTSIDE_LABEL).float()  # so that what grid_sample pads with is -1
-    nearest = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    scores.scatter_add_(1, nearest.long(), torch.full_like(nearest, _TIE))
-    return (scores.argmax(1) + OUTSIDE_LABEL).to(label.dtype)
-
-
-def _matrix(draw: SpatialDraw, *, flat: bool) -> NDArray[np.float64]:
+def matrix_of(draw: SpatialDraw, patch: Triple) -> NDArray[np.float64]:
     """Patch voxel -> raw voxel, both measured from their centres. (3, 3), column vectors (d, h, w)."""
     turn = _rotation(2, draw.angles[2]) @ _rotation(1, draw.angles[1]) @ _rotation(0, draw.angles[0])
-    scale = np.diag([1.0 if flat else draw.scale, draw.scale, draw.scale])
+    scale = np.diag([1.0 if is_flat(patch) else draw.scale, draw.scale, draw.scale])
     return np.asarray(turn @ scale)
 
 

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from torch import Tensor
 
 from planner.plan import Triple
-from strokenet.train.spatial import SpatialDraw, initial_patch, is_flat, sample_labels, sampling_grid, transform
+from strokenet.train.sampling import sample_by_grid, sample_by_planes, sample_labels
+from strokenet.train.spatial import SpatialDraw, initial_patch, is_flat, matrix_of, transform
 
 RAW: Triple = (30, 34, 32)
 PATCH: Triple = (16, 20, 18)
+
+
+FORMS = pytest.mark.parametrize("sample", [sample_by_grid, sample_by_planes])
+
+
+def sampled(
+    sample: Callable[..., None], image: Tensor, label: Tensor, draw: SpatialDraw, patch: Triple, heads: int
+) -> tuple[Tensor, Tensor]:
+    """By one of the two forms: image (C, D, H, W) and label (D, H, W) of the patch."""
+    out, out_label = torch.full((len(image), *patch), torch.nan), torch.full(patch, -9, dtype=label.dtype)
+    sample(image, label, matrix_of(draw, patch), heads, out, out_label)
+    return out, out_label
 
 
 def smooth(shape: Triple, seed: int = 0) -> np.ndarray:
@@ -86,7 +101,8 @@ def test_a_plain_cut_takes_the_centre_and_no_other_sample_is_touched() -> None:
     assert bool((image > 0).any())
 
 
-def test_labels_are_the_likeliest_of_their_interpolated_indicators() -> None:
+@FORMS
+def test_labels_are_the_likeliest_of_their_interpolated_indicators(sample: Callable[..., None]) -> None:
     draw = SpatialDraw(angles=(0.3, -0.2, 0.4), scale=1.35)
     label = np.digitize(smooth(RAW, 1), [-0.06, 0.0, 0.06]).astype(np.int16) - 1  # -1, 0, 1, 2
     places = source_places(draw, PATCH, RAW)
@@ -97,8 +113,7 @@ def test_labels_are_the_likeliest_of_their_interpolated_indicators() -> None:
     ranked = np.sort(scores, axis=0)
     clear = ranked[-1] - ranked[-2] > 1e-3
     expected = np.argmax(scores, axis=0) - 1
-    grid = sampling_grid([draw], PATCH, RAW)
-    ours = sample_labels(torch.from_numpy(label)[None], grid, heads=3)[0].numpy()
+    ours = sampled(sample, torch.zeros(1, *RAW), torch.from_numpy(label), draw, PATCH, heads=3)[1].numpy()
     assert ours.dtype == np.int16
     assert clear.mean() > 0.9
     assert (ours == expected)[clear].all()
@@ -106,12 +121,37 @@ def test_labels_are_the_likeliest_of_their_interpolated_indicators() -> None:
 
 
 def test_a_tie_goes_to_the_nearest_voxels_label() -> None:
-    label = torch.tensor([0, 0, 1, 1], dtype=torch.int16).repeat(4, 4, 1)[None]  # (1, 4, 4, 4)
-    grid = torch.zeros(1, 1, 1, 2, 3)  # exactly between the 0s and the 1s, then a little to the right
+    label = torch.tensor([0, 0, 1, 1], dtype=torch.int16).repeat(4, 4, 1)  # (4, 4, 4)
+    grid = torch.zeros(1, 1, 2, 3)  # exactly between the 0s and the 1s, then a little to the right
     grid[..., 1, 0] = 1e-5
     nearest = torch.nn.functional.grid_sample(
-        label[:, None].float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
+        label[None, None].float(), grid[None], mode="nearest", padding_mode="zeros", align_corners=False
     )
     ours = sample_labels(label, grid, heads=2)
     assert ours.flatten().tolist() == nearest.flatten().int().tolist()
     assert ours.flatten().tolist()[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("patch", "angles", "scale"),
+    [
+        ((40, 70, 66), (0.3, -0.4, 0.2), 1.0),  # more than one tile along each axis
+        ((20, 24, 28), (0.5, 0.5, -0.5), 1.4),  # far beyond the raw patch on all sides
+        ((24, 16, 20), (-0.5, 0.1, 0.4), 0.71),
+        ((24, 16, 20), (0.0, 0.0, 0.0), 1.27),
+        ((5, 24, 28), (2.2, 0.0, 0.0), 1.31),  # flat
+    ],
+)
+def test_both_forms_give_the_same_image_and_label(
+    patch: Triple, angles: tuple[float, float, float], scale: float
+) -> None:
+    raw = initial_patch(patch)
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(2, *raw, generator=generator)
+    label = torch.from_numpy(np.digitize(smooth(raw, 1), [-0.06, 0.0, 0.06]).astype(np.int16) - 1)
+    draw = SpatialDraw(angles=angles, scale=scale)
+    by_grid, by_planes = (sampled(form, image, label, draw, patch, 3) for form in (sample_by_grid, sample_by_planes))
+    assert float((by_grid[0] - by_planes[0]).abs().max()) < 1e-4 * float(image.max() - image.min())
+    different = int((by_grid[1] != by_planes[1]).sum())  # where a head start is as large as the difference of scores
+    assert different <= by_grid[1].numel() // 50_000
+    assert by_planes[1].unique().tolist() == [-1, 0, 1, 2]
