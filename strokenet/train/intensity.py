@@ -3,7 +3,7 @@
 Comes in: a row (D, H, W), one channel of one sample that was drawn for the operation, contiguous float32, and its
 parameter. Goes out: the same row, changed in place, because fresh memory is dear on a CPU. Every operation is
 deterministic given its parameter; train/augment.py draws them. None reads a number back, so that nobody waits for a
-GPU. Where a CPU needs other steps to the same answer, `is_cuda` shows it.
+GPU. Where a CPU needs other steps to the same answer, `is_cpu` shows it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def blur(row: Tensor, sigmas: tuple[float, float, float]) -> Tensor:
     """
     for axis, sigma in enumerate(sigmas):
         weights, across = _kernel(sigma), 1 if axis == 0 else 0
-        slab = row.shape[across] if row.is_cuda else max(1, _SLAB * row.shape[across] // row.numel())
+        slab = row.shape[across] if not row.is_cpu else max(1, _SLAB * row.shape[across] // row.numel())
         for part in torch.split(row, slab, across):
             _blur_axis(part, axis, weights)
     return row
@@ -62,7 +62,7 @@ def low_resolution(row: Tensor, factor: float, *, keep_axis_0: bool) -> Tensor:
     small = [max(1, round(edge * factor)) for edge in size]
     if keep_axis_0:
         small[0] = size[0]
-    if row.is_cuda:
+    if not row.is_cpu:
         coarse = F.interpolate(row[None, None], small, mode="nearest-exact")
         return row.copy_(F.interpolate(coarse, size, mode="trilinear", align_corners=False)[0, 0])
     taken = [_taken(edge, few) for edge, few in zip(size, small, strict=True)]
@@ -85,7 +85,7 @@ def gamma(row: Tensor, exponent: float, *, inverted: bool) -> Tensor:
     span = high - low
     start, sign = (high, -1.0) if inverted else (low, 1.0)
     row.sub_(start).mul_(sign / span.clamp_min(EPS))  # 0 .. 1
-    row = row.pow_(exponent) if row.is_cuda else row.log2_().mul_(exponent).exp2_()  # pow is slow on a CPU
+    row = row.pow_(exponent) if not row.is_cpu else row.log2_().mul_(exponent).exp2_()  # pow is slow on a CPU
     row.sub_(row.mean())
     norm = span * torch.linalg.vector_norm(row)
     return row.mul_(sign * span * old_norm / norm.clamp_min(EPS * math.sqrt(row.numel() - 1))).add_(mean)

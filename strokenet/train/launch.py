@@ -171,7 +171,7 @@ class Recorded:
 
     def _beside(self, image: Tensor, label: Tensor) -> Tensor:
         """Computed on the stream that will be recorded, as torch asks for what comes before a recording."""
-        if not image.is_cuda:
+        if image.is_cpu:
             return self._compute(image, label)
         if self._stream is None:
             self._stream = torch.cuda.Stream(image.device)  # type: ignore[no-untyped-call]
