@@ -1,0 +1,51 @@
+"""Our training step for the bench: the one place that knows how a run builds it and what can be switched off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from planner.plan import Plan
+from strokenet.model.device import choose_dtype
+from strokenet.train.feed import Batch
+from strokenet.train.run import FoldCases, Run, TrainConfig, start_run
+from strokenet.train.train import _step
+from strokenet.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """The optimisations of a step, each on. bfloat16: the arithmetic of --precision auto where it is not float32."""
+
+    bfloat16: bool = True
+
+
+def switched_off(device: torch.device) -> Iterator[tuple[str, Switches]]:
+    """Each optimisation that does something on this device, and the switches without it."""
+    for field in fields(Switches):
+        if field.name == "bfloat16" and our_dtype(device) == torch.float32:
+            continue
+        yield field.name.replace("_", " "), replace(Switches(), **{field.name: False})
+
+
+def our_dtype(device: torch.device) -> torch.dtype:
+    """The arithmetic of a step with all switches on."""
+    return choose_dtype("auto", device)
+
+
+def our_step(
+    workspace: Workspace, plan: Plan, image: Tensor, label: Tensor, *, device: str, switches: Switches
+) -> tuple[Run, Callable[[], None]]:
+    """A run at its first step, and the call that does one on this batch, which is on the device already.
+
+    Args:
+        image: (N, C, D, H, W) float32. label: (N, D, H, W) int64.
+    """
+    config = TrainConfig(device=device, precision="auto" if switches.bfloat16 else "fp32")
+    run = start_run(workspace, plan, config, FoldCases(train=(), val=()))
+    run.network.train()
+    batch = Batch(image=image, label=label, cases=("drawn",) * len(image))
+    return run, lambda: _step(run, batch)
