@@ -6,6 +6,8 @@ python -m bench.our_train JOB      started by the suites (remote.py)
 from __future__ import annotations
 
 import csv
+import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -65,11 +67,11 @@ def _augment(job: Job) -> Contender:
     image, label = raw["image"].to(device), raw["label"].to(device)
     rng = np.random.default_rng(0)
 
-    def batch() -> tuple[Tensor, Tensor]:
+    def one() -> tuple[Tensor, Tensor]:
         draws = [draw(rng, channels=image.shape[1], patch=plan.patch, mirror_axes=plan.mirror_axes) for _ in image]
         return augment(image, label, draws, patch=plan.patch, heads=plan.heads, mask_channels=plan.use_mask_for_norm)
 
-    return _samples(batch, device)
+    return _samples(lambda count: (one() for _ in range(count)), device, len(image))
 
 
 def _feed(job: Job) -> Contender:
@@ -86,28 +88,36 @@ def _feed(job: Job) -> Contender:
         augmentation="device",
         device=device,
     )
-    batches = feed.__enter__().batches("train", 0, range(10**6))  # as many as are asked for
+    feed.__enter__()  # its threads end with the process
+    turns = itertools.count()
 
-    def batch() -> tuple[Tensor, Tensor]:
-        made = next(batches)
-        return made.image, made.label
+    def batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch of its own, so that no batch is made while another contender has its turn."""
+        for batch in feed.batches("train", next(turns), range(count)):
+            yield batch.image, batch.label
 
-    return _samples(batch, device)
+    return _samples(batches, device, plan.batch_size)
 
 
-def _samples(batch: Callable[[], tuple[Tensor, Tensor]], device: torch.device) -> Contender:
-    """Times batches, a sample each. answer: of one batch (drawn)."""
+def _samples(
+    batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]], device: torch.device, batch_size: int
+) -> Contender:
+    """Times so many batches, a sample each. answer: of one batch (drawn)."""
 
     def turn(count: int) -> Turn:
-        done = 0
+        needed = math.ceil(count / batch_size)
         wait_for(device)
         began = time.perf_counter()
-        while done < count:
-            done += len(batch()[0])
+        for _ in batches(needed):
+            pass
         wait_for(device)
-        return Turn(ms=1000 * (time.perf_counter() - began) / done)
+        return Turn(ms=1000 * (time.perf_counter() - began) / (needed * batch_size))
 
-    return Contender(answer=lambda: describe(*batch()), turn=turn)
+    def answer() -> dict[str, float]:
+        ((image, label),) = batches(1)
+        return describe(image, label)
+
+    return Contender(answer=answer, turn=turn)
 
 
 def _published(job: Job) -> Contender:

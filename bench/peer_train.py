@@ -101,7 +101,7 @@ def _monai_step(job: Job) -> Contender:
     return Contender(answer=answer, turn=timed_steps(step, device))
 
 
-def _dynunet(plan: Plan, weights: Mapping[str, Tensor]) -> nn.Module:
+def _dynunet(plan: Plan, weights: Mapping[str, Tensor]) -> Any:
     """MONAI's network of the plan's shape with our weights; it has no biases where fresh ones are 0."""
     from monai.networks.nets.dynunet import DynUNet
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-import resource
 import select
 import signal
 import statistics
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TextIO
 
 import torch
@@ -181,7 +182,7 @@ def in_turn_apart(
     """
     times: dict[str, list[float]] = {name: [] for name in remotes}
     parts: dict[str, list[Mapping[str, float]]] = {name: [] for name in remotes}
-    peaks: dict[str, float] = dict.fromkeys(remotes, 0.0)
+    peaks: dict[str, float] = {}
     began = time.monotonic()
     for turn in range(warm_up + repeats):
         started = time.monotonic()
@@ -191,7 +192,7 @@ def in_turn_apart(
                 continue
             times[name].append(took.ms)
             parts[name].append(took.parts_ms)
-            peaks[name] = max(peaks[name], peak)
+            peaks[name] = max(peaks.get(name, peak), peak)
         if turn > warm_up and 2 * time.monotonic() - started - began > seconds:
             break
     return Measurement(
@@ -199,7 +200,7 @@ def in_turn_apart(
         what=what,
         on=model_of(device),
         times_ms={name: tuple(values) for name, values in times.items()},
-        peaks_gb=peaks,
+        peaks_gb={name: peak for name, peak in peaks.items() if not math.isnan(peak)},
         parts_ms={name: _medians(of) for name, of in parts.items() if of and of[0]},
     )
 
@@ -259,10 +260,14 @@ def _say(answers: TextIO, what: Mapping[str, Any]) -> None:
 
 
 def _peak_gb(device: str) -> float:
-    """The process's peak: of torch's allocator since it was reset on a GPU, else of all its memory since it began."""
+    """The process's peak: of torch's allocator since it was reset on a GPU, else of all its memory since it began.
+
+    Not getrusage's, which begins with what the parent held when it started the child. NaN where Linux does not say it.
+    """
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    lines = Path("/proc/self/status").read_text().splitlines() if sys.platform == "linux" else ()
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM:")), math.nan)
 
 
 def _medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
