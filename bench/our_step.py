@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from planner.plan import Plan
 from strokenet.model.device import choose_dtype
+from strokenet.model.network import UNet
 from strokenet.train.feed import Batch
-from strokenet.train.run import FoldCases, Run, TrainConfig, start_run
+from strokenet.train.run import FoldCases, TrainConfig, start_run
 from strokenet.train.train import _step
 from strokenet.workspace import Workspace
 
@@ -37,15 +38,20 @@ def our_dtype(device: torch.device) -> torch.dtype:
 
 
 def our_step(
-    workspace: Workspace, plan: Plan, image: Tensor, label: Tensor, *, device: str, switches: Switches
-) -> tuple[Run, Callable[[], None]]:
-    """A run at its first step, and the call that does one on this batch, which is on the device already.
+    workspace: Workspace,
+    plan: Plan,
+    weights: Mapping[str, Tensor],
+    batch: Batch,
+    *,
+    device: str,
+    switches: Switches,
+) -> tuple[UNet, Callable[[], object]]:
+    """The network that is trained, with these weights, and the call that does one step of it on this batch.
 
-    Args:
-        image: (N, C, D, H, W) float32. label: (N, D, H, W) int64.
+    batch: on the device already.
     """
     config = TrainConfig(device=device, precision="auto" if switches.bfloat16 else "fp32")
     run = start_run(workspace, plan, config, FoldCases(train=(), val=()))
+    run.network.load_state_dict(weights)
     run.network.train()
-    batch = Batch(image=image, label=label, cases=("drawn",) * len(image))
-    return run, lambda: _step(run, batch)
+    return run.network, lambda: _step(run, batch)

@@ -26,7 +26,7 @@ from bench.phases import timed_steps, wait_for
 from bench.remote import Contender, Job, Turn, describe, epoch_turn, serve
 from strokenet.model.device import choose_device
 from strokenet.train.augment import augment, draw
-from strokenet.train.feed import Feed
+from strokenet.train.feed import Batch, Feed
 from strokenet.train.loss import deep_supervision_loss, dice_ce
 from strokenet.train.published import augment_published
 from strokenet.train.run import TrainConfig, fold_cases
@@ -42,16 +42,21 @@ def _step(job: Job) -> Contender:
     workspace, device = Workspace(Path(job.folder)), choose_device(job.device)
     torch.backends.cudnn.benchmark = True  # as train() sets it
     plan = workspace.read_plan()
-    batch = load_file(workspace.root / BATCH)
-    image, label = batch["image"].to(device), batch["label"].long().to(device)
-    switches = Switches(**job.settings)
-    run, step = our_step(workspace, plan, image, label, device=job.device, switches=switches)
-    run.network.load_state_dict(load_file(workspace.root / WEIGHTS))
+    drawn = load_file(workspace.root / BATCH)
+    image, label = drawn["image"].to(device), drawn["label"].long().to(device)
+    network, step = our_step(
+        workspace,
+        plan,
+        load_file(workspace.root / WEIGHTS),
+        Batch(image=image, label=label, cases=("drawn",) * len(image)),
+        device=job.device,
+        switches=Switches(**job.settings),
+    )
 
     @torch.no_grad()
     def answer() -> dict[str, float]:
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            levels = run.network.forward_levels(image)
+            levels = network.forward_levels(image)
         return {
             "loss": float(deep_supervision_loss(levels, label, batch_dice=plan.batch_dice)),
             "loss_without_deep_supervision": float(dice_ce(levels[0], label, batch_dice=plan.batch_dice)),
