@@ -25,6 +25,7 @@ import torch
 from bench.ceilings import ceilings, forward_flops
 from bench.measure import Comparison, Measurement, model_of
 from bench.model import Pair, pair
+from bench.peers import OF_HERE, PLACES, ROOT, cores, has_peer, peers_folder, peers_python
 from bench.volume import SHAPE, in_slices, stripped_head, write_volume
 from strokenet.data.case import read_case
 from strokenet.data.nifti import read_volume
@@ -34,8 +35,6 @@ from strokenet.model.device import choose_device, choose_dtype
 from strokenet.preprocess.preprocess import preprocess
 from strokenet.workspace import Workspace
 
-ROOT = Path(__file__).resolve().parents[1]
-OF_HERE = {"PYTHONPATH": str(ROOT)}  # this checkout's code, whatever is installed
 OURS, NNUNET, MONAI = "strokenet infer", "nnUNetv2_predict", "MONAI sliding window"
 DICE, VOLUME, VOXELS = 0.995, 0.01, 10  # of ours with nnU-Net's mask: at least, within, and of `exact` at most
 DICE_MONAI = 0.98  # at least: its tiles lie on another grid and under another bell
@@ -86,7 +85,7 @@ def comparisons(quick: bool) -> list[Comparison]:
     because two CPU cores would need half an hour. quick: a small head, once.
     """
     if peers() is None:
-        print(f"infer: not measured, nnU-Net is not at {_peers_folder()}; run tools/peers.sh or set STROKENET_PEERS")
+        print(f"infer: not measured, nnU-Net is not at {peers_folder()}; run tools/peers.sh or set STROKENET_PEERS")
         return []
     if quick:
         return [_comparison("small drawn head", _small, PLAIN, rounds=0)]
@@ -192,18 +191,16 @@ def _nnunet(case: Pair, way: Way, folder: Path) -> Command:
     device, out = "cuda" if torch.cuda.is_available() else "cpu", folder / "nnunet"
     words = (str(program), "-i", str(case.images[0].parent), "-o", str(out), "-m", str(case.exported), "-f", "0")
     mirroring = () if way.mirrors > 1 else ("--disable_tta",)
-    places = {name: str(folder) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    cores = str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     return Command(
         words=(*words, "-device", device, *mirroring),
         out=out / f"{case.name}.nii.gz",
-        environment=places | {"nnUNet_def_n_proc": cores},
+        environment=dict.fromkeys(PLACES, str(folder)) | {"nnUNet_def_n_proc": str(cores())},
     )
 
 
 def _monai(case: Pair, way: Way, folder: Path) -> Command:
     device, out = "cuda" if torch.cuda.is_available() else "cpu", folder / "monai"
-    words = (str(_peers_folder() / "bin" / "python"), "-m", "bench.monai_infer", str(case.imported))
+    words = (str(peers_python()), "-m", "bench.monai_infer", str(case.imported))
     options = ("--device", device, *(("--mirror",) if way.mirrors > 1 else ()))
     return Command(
         words=(*words, str(case.images[0].parent), str(out), *options),
@@ -252,18 +249,12 @@ def _answers(masks: Mapping[str, Path], *, exact: bool) -> str:
     return "; ".join(words)
 
 
-def _peers_folder() -> Path:
-    return Path(os.environ.get("STROKENET_PEERS", ROOT / ".venv-peers"))
-
-
 def peers() -> Path | None:
     """nnU-Net's command; None where it is not installed."""
-    program = _peers_folder() / "bin" / "nnUNetv2_predict_from_modelfolder"
+    program = peers_folder() / "bin" / "nnUNetv2_predict_from_modelfolder"
     return program if program.is_file() else None
 
 
 def has_monai() -> bool:
     """Whether the peers' environment has MONAI."""
-    asks = "import importlib.util, sys; sys.exit(importlib.util.find_spec('monai') is None)"
-    python = _peers_folder() / "bin" / "python"
-    return python.is_file() and subprocess.run([python, "-c", asks], check=False).returncode == 0
+    return has_peer("monai")

@@ -34,7 +34,8 @@ class Measurement:
     machine (ceilings.py). peaks_gb: contender -> memory at its peak, GB: of a command (infer) all of its largest
     process; of a call on a GPU what it takes beyond what was there before it, by torch's allocator, so that nothing is
     said of CuPy. Of a call on the CPU nothing is said: one process holds all contenders, and what one has returned to
-    the allocator the next one takes.
+    the allocator the next one takes. A contender in a process of its own (remote.py) has all of that process's memory,
+    on a GPU what torch's allocator has held in it. parts_ms: contender -> part of its work -> median, if known.
     """
 
     suite: str
@@ -44,6 +45,7 @@ class Measurement:
     answers: str = ""
     floor_ms: float | None = None
     peaks_gb: Mapping[str, float] = field(default_factory=dict)
+    parts_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def median_ms(self, name: str) -> float:
         """Median of a contender."""

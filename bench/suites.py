@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import augment, conv, infer, io, norm, post, resample
+from bench import conv, data, epoch, infer, io, norm, post, resample, step
 from bench.measure import Comparison, Measurement
 from bench.table import RESULTS, kept, report, save
 
@@ -31,7 +31,9 @@ SUITES = {
     "norm": Suite(norm.comparisons),
     "conv": Suite(conv.comparisons),
     "io": Suite(io.comparisons, ("CPU",)),
-    "augment": Suite(augment.comparisons),
+    "step": Suite(step.comparisons),
+    "data": Suite(data.comparisons),
+    "epoch": Suite(epoch.comparisons),
 }
 
 

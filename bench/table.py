@@ -36,6 +36,8 @@ def report(measurements: Sequence[Measurement]) -> None:
             floor = f"   floor x {m.median_ms(name) / m.floor_ms:.2f}" if m.floor_ms else ""
             peak = f"   {_memory(m.peaks_gb[name])}" if name in m.peaks_gb else ""
             print(f"  {name:<34} {median:9.1f} {unit}   {low:9.1f} .. {high:.1f}   x {ratio:.2f}{floor}{peak}")
+            if parts := _parts(m.parts_ms.get(name, {})):
+                print(f"  {'':<34} {parts}")
 
 
 def save(suite: str, measurements: Sequence[Measurement], folder: Path = RESULTS) -> Path:
@@ -146,13 +148,27 @@ def write_readme(suites: Mapping[str, Sequence[str]], readme: Path = README, fol
 
 
 def _line(suite: str, row: Mapping[str, Any]) -> str:
-    (_, ours), *peers = ((name, statistics.median(times)) for name, times in row["times_ms"].items())
-    beside = "; ".join(f"{name} {_time(median)} (x {median / ours:.2f})" for name, median in peers)
+    (own, ours), *peers = ((name, statistics.median(times)) for name, times in row["times_ms"].items())
+    parts = {name: f": {_parts(of)}" for name, of in row.get("parts_ms", {}).items()}  # none in older files
+    beside = "; ".join(f"{name} {_time(median)} (x {median / ours:.2f}){parts.get(name, '')}" for name, median in peers)
     floor = f"{row['floor_ms'] / ours:.0%}" if row["floor_ms"] else ""
     peaks = "; ".join(f"{name} {_memory(gb)}" for name, gb in row["peaks_gb"].items())
     command = f"`python -m bench {suite}`"
-    cells = (f"{suite}: {row['what']}", _time(ours), beside, floor, peaks, row["answers"], row["on"], command)
+    cells = (
+        f"{suite}: {row['what']}",
+        f"{_time(ours)}{parts.get(own, '')}",
+        beside,
+        floor,
+        peaks,
+        row["answers"],
+        row["on"],
+        command,
+    )
     return f"| {' | '.join(cells)} |"
+
+
+def _parts(parts_ms: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {_time(ms)}" for name, ms in parts_ms.items())
 
 
 def _memory(gb: float) -> str:

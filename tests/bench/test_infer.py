@@ -14,6 +14,7 @@ import pytest
 from bench import infer
 from bench.infer import MONAI, NNUNET, OURS, Command, Way
 from bench.model import Pair
+from bench.peers import OF_HERE, peers_python
 from bench.volume import in_slices, stripped_head, write_volume
 from planner.plan import PostprocessRule
 from strokenet.data.nifti import read_volume
@@ -124,7 +125,7 @@ def monai_python() -> Path:
     """The interpreter of tools/peers.sh, where it has MONAI."""
     if not infer.has_monai():
         pytest.skip("no MONAI: run tools/peers.sh or set STROKENET_PEERS")
-    return infer._peers_folder() / "bin" / "python"
+    return peers_python()
 
 
 def test_monai_segments_as_ours_plain_and_mirrored(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_monai_segments_as_ours_plain_and_mirrored(tmp_path: Path) -> None:
     script += "main([model, scans, none], standalone_mode=False);"
     script += "main([model, scans, full, '--mirror'], standalone_mode=False)"
     words = (python, "-c", script, *(str(tmp_path / name) for name in ("model", "scans", "monai none", "monai full")))
-    done = subprocess.run(words, env=os.environ | infer.OF_HERE, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, env=os.environ | OF_HERE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for tta in ("none", "full"):
         config = InferConfig(tta=tta, device="cpu")

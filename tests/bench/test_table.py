@@ -104,6 +104,17 @@ def test_report_prints_floor_and_memory(capsys: pytest.CaptureFixture[str]) -> N
     assert "floor x 2.00   1.50 GB" in shown
 
 
+def test_parts_stand_beside_their_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = replace(MEASURED, parts_ms={"strokenet": {"forward": 3.0, "backward": 8.0}, "peer": {"forward": 20.0}})
+    report([split])
+    assert "forward 3 ms, backward 8 ms\n" in capsys.readouterr().out
+    path = save("x", [split], tmp_path)
+    row = "x: a brain | 11 ms: forward 3 ms, backward 8 ms | peer 33 ms (x 3.00): forward 20 ms |"
+    assert row in path.with_suffix(".md").read_text()
+    older = {name: value for name, value in read_json(path)["measurements"][0].items() if name != "parts_ms"}
+    assert "x: a brain | 11 ms | peer" in markdown({"x": read_json(path) | {"measurements": [older]}})
+
+
 def test_a_machine_is_named_by_its_gpu_or_its_processor() -> None:
     cpu = {"GPU": "none", "processor": "AMD EPYC", "cores": "2", "instructions": "AVX512 bf16"}
     assert slug(cpu) == "amd-epyc-2-cores-avx512-bf16"
