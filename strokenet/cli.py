@@ -305,7 +305,10 @@ def preprocess(work: Path, jobs: int | None, verbose: int, as_json: bool) -> Non
 @click.option("--deterministic", is_flag=True, help="Refuse operations that are not reproducible.")
 @_main_options
 def train(work: Path, verbose: int, as_json: bool, **options: Any) -> None:
-    """Train one fold of WORK; started by torchrun, or srun, all processes train it together."""
+    """Train one fold of WORK.
+
+    The processes that torchrun or srun starts train it together, each with a share of every batch.
+    """
     from strokenet.console import watching
     from strokenet.infer.shard import launched_shard
     from strokenet.memory import keep_freed_memory
