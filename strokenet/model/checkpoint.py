@@ -56,7 +56,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], *, note: Mapping[str
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(_header(flat, {NOTE: json.dumps(dict(note), sort_keys=True)}))
         for tensor in flat.values():
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy())
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def load_weights(path: Path, plan: Plan) -> dict[str, Tensor]:
