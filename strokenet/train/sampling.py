@@ -24,8 +24,8 @@ from planner.plan import Triple
 OUTSIDE_LABEL = -1
 TIE = 1e-4  # head start of the nearest label: decides ties, far below any real difference of scores
 TILE: Triple = (16, 32, 32)  # voxels at a time: larger tiles cost fewer calls, smaller ones look into fewer planes
+UNDECIDED = -2  # in place of a label where the corners of a cube differ
 _Box = tuple[slice, slice, slice]
-_SHIFT = 2  # added to labels, so that 0 means: the corners of the cube differ
 
 
 def sample_by_grid(
@@ -78,17 +78,17 @@ def sample_by_planes(
 
     Most labels are those of all eight voxels around the place: of the others alone the scores are computed.
     """
-    narrow = label.to(torch.int8) if heads < 100 else label
+    agreed = _agreed(label.to(torch.int8) if heads < 100 else label)
     for tile in _tiles(matrix, _triple(out_label), _triple(label)):
         target, target_label = out[(slice(None), *tile.box)], out_label[tile.box]
         source = image[(slice(None), *tile.source)].contiguous()
-        before, behind = (_at_tile(planes, tile.grid, "bilinear") for planes in (source[:, :-1], source[:, 1:]))
+        before, behind = (_in_tall_image(planes, tile.grid) for planes in (source[:, :-1], source[:, 1:]))
         torch.lerp(before.view(target.shape), behind.view(target.shape), tile.part, out=target)
-        _sample_agreed(narrow[tile.source], tile, target_label)
+        target_label.copy_(agreed.index_select(0, tile.cube.flatten()).view(target_label.shape))
         if tile.coverage is not None:
             target.mul_(tile.coverage)
-            target_label.masked_fill_(tile.coverage < 1, -_SHIFT)
-    undecided = (out_label == -_SHIFT).nonzero()
+            target_label.masked_fill_(tile.coverage < 1, UNDECIDED).masked_fill_(tile.coverage == 0, OUTSIDE_LABEL)
+    undecided = (out_label == UNDECIDED).nonzero()
     out_label[tuple(undecided.T)] = _decided(label, matrix, _triple(out_label), undecided, heads)
 
 
@@ -96,17 +96,17 @@ def sample_by_planes(
 class _Tile:
     """A box of n voxels of the patch. source: the box of the raw patch in which they look.
 
-    grid: (2, n) float32, column and row in the source's planes one below the other, as grid_sample counts; half_voxel:
-    (2, 1), in its unit. part: (d, h, w), the way from the plane before the place to the one behind it. coverage:
-    (d, h, w), 0 .. 1, how much of the voxel around the place lies in the raw patch by axes D and H (grid_sample sees to
-    W); None where all does.
+    grid: (2, n) float32, column and row in the source's planes one below the other, as grid_sample counts. part:
+    (d, h, w), the way from the plane before the place to the one behind it. cube: (d, h, w) int32, the voxel of the
+    flat raw patch at which the cube around the place begins. coverage: (d, h, w), 0 .. 1, how much of the voxel around
+    the place lies in the raw patch; None where all does.
     """
 
     box: _Box
     source: _Box
     grid: Tensor
-    half_voxel: Tensor
     part: Tensor
+    cube: Tensor
     coverage: Tensor | None
 
 
@@ -154,44 +154,43 @@ def _tile(box: _Box, source: _Box, places: Sequence[Tensor], raw: Triple, *, lea
     coverage = None
     if leaves:
         coverage = torch.ones_like(z)
-        for place, begin, size in zip((z, y), source, raw, strict=False):
+        for place, begin, size in zip(places, source, raw, strict=True):
             coverage.mul_((place + (begin.start + 1)).clamp_(0, 1)).mul_((size - begin.start - place).clamp_(0, 1))
     plane = z.floor().clamp_(0, depth - 2)
     part = z.sub_(plane).clamp_(0, 1)
-    row = plane.mul_(height).add_(y.clamp_(0, height - 1))
+    y.clamp_(0, height - 1)
+    x.clamp_(0, width - 1)
+    first = (source[0].start * raw[1] + source[1].start) * raw[2] + source[2].start
+    cube = x.int().add_(y.int(), alpha=raw[2]).add_(plane.int(), alpha=raw[1] * raw[2]).add_(first)
+    row = plane.mul_(height).add_(y)
     half_voxel = 1 / torch.tensor([[width], [(depth - 1) * height]])
     grid = torch.stack([x.flatten(), row.flatten()]).mul_(2 * half_voxel).add_(half_voxel - 1)  # -1 .. 1, edge to edge
-    return _Tile(box=box, source=source, grid=grid, half_voxel=half_voxel, part=part, coverage=coverage)
+    return _Tile(box=box, source=source, grid=grid, cube=cube, part=part, coverage=coverage)
 
 
-def _sample_agreed(label: Tensor, tile: _Tile, out_label: Tensor) -> None:
-    """The label that all eight corners of the cube around a place have; -2 where they differ.
+def _agreed(label: Tensor) -> Tensor:
+    """Of the cube of eight voxels that begins at a voxel the one label that all have, -2 where they differ.
 
-    label: the tile's source, (d', h', w') integers. out_label: (d, h, w), to be written.
+    (D, H, W) integers -> (D H W,). Behind a row, a plane and the whole lies what memory holds there: no place has
+    a share in it.
     """
-    depth, height, width = label.shape
+    _, height, width = label.shape
+    agreed = torch.full_like(label, UNDECIDED).view(-1)
     low = high = label.flatten()
-    least, largest = low.aminmax()
-    if least == largest and tile.coverage is None:
-        out_label.copy_(least)
-        return
-    for step in (1, width, height * width):  # to the next corner along each axis; beyond a row's end lies the next one
+    for step in (1, width, height * width):  # to the next corner along each axis
         low, high = torch.minimum(low[:-step], low[step:]), torch.maximum(high[:-step], high[step:])
-    agreed = torch.zeros(1, depth - 1, height, width)  # grid_sample takes float32 alone, and gives 0 beyond
-    agreed.view(-1)[: len(low)] = low.add_(_SHIFT).mul_(low == high + _SHIFT)
-    agreed[:, :, -1] = agreed[..., -1] = 0
-    before = tile.grid - tile.half_voxel  # of which the nearest is the corner where the cube begins
-    out_label.copy_(_at_tile(agreed, before, "nearest").view(out_label.shape).sub_(_SHIFT))
+    agreed[: len(low)] = low.masked_fill_(low != high, UNDECIDED)
+    return agreed
 
 
 def _decided(label: Tensor, matrix: NDArray[np.float64], patch: Triple, voxels: Tensor, heads: int) -> Tensor:
     """The likeliest label of some voxels of the patch, as in sample_labels. voxels: (m, 3) -> (m,)."""
     size = torch.tensor(label.shape)
     places = (voxels - (torch.tensor(patch) - 1) / 2).double() @ torch.from_numpy(matrix.T) + (size - 1) / 2
-    coverage = ((places + 1).clamp(0, 1) * (size - places).clamp(0, 1)).prod(1)  # as _Tile.coverage, by all axes
+    coverage = ((places + 1).clamp(0, 1) * (size - places).clamp(0, 1)).prod(1)  # as _Tile.coverage
     whole = places.floor().clamp_(min=0).minimum(size - 2)
     rounded = places.round() > whole  # halves to even, as grid_sample does
-    parts = (places - whole).clamp_(0, 1)
+    parts, coverage = (places - whole).clamp_(0, 1).float(), coverage.float()
     label = label.contiguous()
     strides = torch.tensor(label.stride())
     first = (whole.long() * strides).sum(1)
@@ -222,11 +221,11 @@ def _at(volumes: Tensor, grid: Tensor, mode: str) -> Tensor:
     return F.grid_sample(volumes[None], grid[None], mode=mode, padding_mode="zeros", align_corners=False)[0]
 
 
-def _at_tile(planes: Tensor, grid: Tensor, mode: str) -> Tensor:
-    """Planes (C, d, h, w), taken for one tall image, at n places (2, n): (C, n)."""
+def _in_tall_image(planes: Tensor, grid: Tensor) -> Tensor:
+    """Planes (C, d, h, w), one below the other, at n places (2, n), linear: (C, n)."""
     places = grid.T[None, None]  # (2, n) -> (1, 1, n, 2), a view: grid_sample reads each axis in one row
     image = planes.flatten(1, 2)[None]  # (C, d, h, w) -> (1, C, d h, w), a view
-    return F.grid_sample(image, places, mode=mode, padding_mode="zeros", align_corners=False)[0, :, 0]
+    return F.grid_sample(image, places, align_corners=False)[0, :, 0]
 
 
 def _triple(label: Tensor) -> Triple:
