@@ -11,18 +11,15 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from types import FrameType
 
 import torch
 
 from strokenet.data.track import Track, silent
 from strokenet.infer.shard import Shard
-from strokenet.signals import heeded
 from strokenet.train.distributed import Ranks, joined
 from strokenet.train.feed import Batch, Feed, WorkersLost
 from strokenet.train.launch import Outcome, Steps, make_steps
@@ -33,6 +30,7 @@ from strokenet.train.run import FoldCases, Run, TrainConfig, fold_cases, start_r
 from strokenet.train.schedule import poly_lr
 from strokenet.train.state import Progress
 from strokenet.train.step import REFERENCE, Speedups
+from strokenet.train.stopping import Stop, listening
 from strokenet.train.validate import validate_patches, validate_volumes
 from strokenet.train.writer import CheckpointWriter
 from strokenet.workspace import FoldFolder, Workspace
@@ -53,24 +51,6 @@ class TrainResult:
     finished: bool
 
 
-@dataclass
-class _Stop:
-    """Why to stop after the step at hand: a signal that came, or the time that is up, on any of the ranks.
-
-    signal: what came to this process. agreed: what came to one of them and ends all after the same step.
-    """
-
-    deadline: float
-    ranks: Ranks
-    signal: int | None = None
-    agreed: int | None = None
-
-    def __call__(self) -> bool:
-        number, late = self.ranks.most(self.signal or 0, time.monotonic() >= self.deadline)
-        self.agreed = int(number) or None
-        return bool(number or late)
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Training:
     """What the loop works with. last: the epoch after which it ends."""
@@ -83,7 +63,7 @@ class _Training:
     last: int
     track: Track
     view: View
-    stop: _Stop
+    stop: Stop
 
 
 def train(
@@ -112,7 +92,7 @@ def train(
 def _train(workspace: Workspace, config: TrainConfig, track: Track, view: View, ranks: Ranks) -> TrainResult:
     config = replace(config, resume=any(ranks.most(config.resume)))  # torchrun tells a restart where it happened
     minutes = config.max_time_minutes
-    stop = _Stop(deadline=time.monotonic() + 60 * minutes if minutes is not None else math.inf, ranks=ranks)
+    stop = Stop(deadline=time.monotonic() + 60 * minutes if minutes is not None else math.inf, ranks=ranks)
     with ranks.together():
         plan = workspace.read_plan()
         cases = fold_cases(workspace, plan, config.fold)
@@ -139,7 +119,7 @@ def _train(workspace: Workspace, config: TrainConfig, track: Track, view: View, 
         neighbours=ranks.neighbours,
         source=_source(run, cases, track, len(share)),
     )
-    with _arithmetic(config.deterministic), _listening(stop), feed, CheckpointWriter(run) as writer:
+    with _arithmetic(config.deterministic), listening(stop), feed, CheckpointWriter(run) as writer:
         training = _Training(
             run=run, steps=steps, feed=feed, writer=writer, cases=cases, last=last, track=track, view=view, stop=stop
         )
@@ -350,25 +330,3 @@ def _arithmetic(deterministic: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
-
-
-@contextmanager
-def _listening(stop: _Stop) -> Iterator[None]:
-    """A signal asks to stop after the step at hand; a second one ends once the checkpoint in flight is on disk."""
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if stop.signal is not None:
-            raise SystemExit(128 + number)
-        stop.signal = number
-        _log.info("signal %d: finishing the step, then writing a checkpoint", number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in heeded()}
-    except ValueError:  # not in the main thread: the caller handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,6 +11,7 @@ from strokenet.data.errors import InputError
 from strokenet.train import train as loop
 from strokenet.train.schedule import poly_lr
 from strokenet.train.state import load_state
+from strokenet.train.stopping import Stop
 from strokenet.train.train import train
 from strokenet.workspace import Workspace
 from tests.train.workspaces import assert_same_run, make_workspace, rows, short
@@ -52,12 +53,12 @@ def test_a_run_in_its_middle_can_be_extended_too(workspace: Workspace, monkeypat
         seen.append(run.optimizer.param_groups[0]["lr"])  # type: ignore[attr-defined]
         step(run, batch)  # type: ignore[arg-type]
         if len(seen) == 4:
-            monkeypatch.setattr(loop._Stop, "__call__", lambda _: True)
+            monkeypatch.setattr(Stop, "__call__", lambda _: True)
 
-    call = loop._Stop.__call__
+    call = Stop.__call__
     monkeypatch.setattr(loop, "_step", look)
     assert not train(workspace, short(epochs=2)).finished
-    monkeypatch.setattr(loop._Stop, "__call__", call)
+    monkeypatch.setattr(Stop, "__call__", call)
     assert train(workspace, short(epochs=3, resume=True)).finished
     old, new = [poly_lr(1e-2, n, 2) for n in (0, 1)], [poly_lr(1e-2, n, 3) for n in (1, 2)]
     assert seen == [old[0]] * 3 + [old[1]] + [new[0]] * 2 + [new[1]] * 3

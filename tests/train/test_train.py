@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -251,12 +252,12 @@ def test_the_command_line_ends_with_4_and_one_line_after_five_bad_steps(
     spoil(workspace, "b", 1)
     arguments = ["strokenet", "train", str(workspace.root), "--iters-per-epoch", "9", "--device", "cpu"]
     monkeypatch.setattr("sys.argv", arguments)
-    handler = loop.signal.getsignal(loop.signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as caught:
             main()
     finally:
-        loop.signal.signal(loop.signal.SIGTERM, handler)
+        signal.signal(signal.SIGTERM, handler)
     assert caught.value.code == 4
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
