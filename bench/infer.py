@@ -26,6 +26,7 @@ from bench.ceilings import ceilings, forward_flops
 from bench.measure import Comparison, Measurement, model_of
 from bench.model import Pair, pair
 from bench.peers import OF_HERE, PLACES, ROOT, cores, has_peer, peers_folder, peers_python
+from bench.remote import Job, Program, in_turn_apart, running
 from bench.volume import SHAPE, in_slices, stripped_head, write_volume
 from strokenet.data.case import read_case
 from strokenet.data.nifti import read_volume
@@ -35,6 +36,7 @@ from strokenet.model.device import choose_device, choose_dtype
 from strokenet.preprocess.preprocess import preprocess
 from strokenet.workspace import Workspace
 
+OURS_WARM, NNUNET_WARM = "strokenet", "nnU-Net's predictor"
 OURS, NNUNET, MONAI = "strokenet infer", "nnUNetv2_predict", "MONAI sliding window"
 DICE, VOLUME, VOXELS = 0.995, 0.01, 10  # of ours with nnU-Net's mask: at least, within, and of `exact` at most
 DICE_MONAI = 0.98  # at least: its tiles lie on another grid and under another bell
@@ -88,16 +90,24 @@ def comparisons(quick: bool) -> list[Comparison]:
         print(f"infer: not measured, nnU-Net is not at {peers_folder()}; run tools/peers.sh or set STROKENET_PEERS")
         return []
     if quick:
-        return [_comparison("small drawn head", _small, PLAIN, rounds=0)]
+        return [_comparison("small drawn head", _small, PLAIN, rounds=0), _warm("small drawn head", _small, PLAIN, 1)]
     real, drawn = ((PLAIN, MIRRORED),) * 2 if torch.cuda.is_available() else ((PLAIN, EXACT, MIRRORED), (PLAIN,))
     rows = [_comparison("patient07", _patient, way) for way in real if _scans().is_dir()]
     rows += [_comparison(f"drawn head {'x'.join(map(str, SHAPE))}", _drawn, way) for way in drawn]
-    return [*rows, _comparison(f"drawn head in slices of {SLICES_MM} mm", _thick, PLAIN)]
+    rows.append(_comparison(f"drawn head in slices of {SLICES_MM} mm", _thick, PLAIN))
+    if torch.cuda.is_available():
+        return [*rows, _warm(f"drawn head {'x'.join(map(str, SHAPE))}", _drawn, MIRRORED)]
+    return [*rows, *([_warm("patient07", _patient, PLAIN)] if _scans().is_dir() else ())]
 
 
 def _comparison(name: str, make: Callable[[Path], Pair], way: Way, rounds: int = ROUNDS) -> Comparison:
     what = f"{name}, {way.name}"
     return Comparison(what=what, run=partial(_measured, what, make, way, rounds))
+
+
+def _warm(name: str, make: Callable[[Path], Pair], way: Way, rounds: int = ROUNDS) -> Comparison:
+    what = f"{name}, {way.name}, warm, from file to mask"
+    return Comparison(what=what, run=partial(_measured_warm, what, make, way, rounds))
 
 
 def _scans() -> Path:
@@ -150,6 +160,48 @@ def _measured(what: str, make: Callable[[Path], Pair], way: Way, rounds: int) ->
             floor_ms=1000 * _floor_seconds(case, way),
             peaks_gb={contender: max(r.peak_gb for r in of) for contender, of in runs.items()},
         )
+
+
+def _measured_warm(what: str, make: Callable[[Path], Pair], way: Way, rounds: int) -> Measurement:
+    """Programs that have their model loaded (warm.py), in turn; the masks of the first turns are compared."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        case = make(folder)
+        masks = {OURS_WARM: folder / "ours" / "case.nii.gz", NNUNET_WARM: folder / "nnunet" / "case.nii.gz"}
+        programs = {
+            OURS_WARM: Program(
+                python=sys.executable,
+                module="bench.warm",
+                job=_warm_job("ours", case, way, folder, masks[OURS_WARM], case.imported),
+                environment=OF_HERE,
+            ),
+            NNUNET_WARM: Program(
+                python=str(peers_python()),
+                module="bench.warm",
+                job=_warm_job("nnunet", case, way, folder, masks[NNUNET_WARM], case.exported),
+                environment=OF_HERE | dict.fromkeys(PLACES, str(folder)) | {"nnUNet_def_n_proc": str(cores())},
+            ),
+        }
+        with running(programs) as remotes:
+            for remote in remotes.values():
+                remote.ask_turn()
+            answers = _answers(masks, exact=way.exact)
+            measured = in_turn_apart(
+                "infer", what, remotes, device=torch.device(kind), repeats=rounds, seconds=AFFORDABLE_SECONDS, warm_up=0
+            )
+        return replace(measured, answers=answers, floor_ms=1000 * _floor_seconds(case, way))
+
+
+def _warm_job(task: str, case: Pair, way: Way, folder: Path, out: Path, model: Path) -> Job:
+    settings = {
+        "images": [str(path) for path in case.images],
+        "out": str(out),
+        "model": str(model),
+        "mirror": way.mirrors > 1,
+    }
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return Job(task=task, folder=str(folder), device=kind, threads=cores(), settings=settings)
 
 
 def affordable(round_seconds: float, rounds: int) -> int:
