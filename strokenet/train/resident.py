@@ -2,7 +2,8 @@
 
 Comes in: a fold's preprocessed cases and a budget in bytes. Goes out: a Source, from which the feed cuts patches at the
 spots that patches.py draws on the CPU; neither the draws nor the values depend on where a case lies, but that a
-resident image is rounded to bfloat16 (8 bits, at most 1 part in 256; the network's own first rounding under bf16).
+resident image is rounded to bfloat16: at most 1 part in 256, what the network's first layer does under bf16 too. On the
+z-scores of a FLAIR its error is 0.0017 (root mean square), that of int8 with a scale a channel 0.016: not worth a byte.
 A resident patch never sees the host: one slice of the case, padded and widened to float32 in the cut. A streamed one
 goes from the memory map into pinned memory and from there to the device. On a CPU the memory map serves and nothing is
 copied.
