@@ -171,12 +171,12 @@ def _tile(box: _Box, source: _Box, places: Sequence[Tensor], raw: Triple, *, lea
 def _agreed(label: Tensor) -> Tensor:
     """Of the cube of eight voxels that begins at a voxel the one label that all have, -2 where they differ.
 
-    (D, H, W) integers -> (D H W,). Behind a row, a plane and the whole lies what memory holds there: no place has
-    a share in it.
+    (D, H, W) integers -> (D H W,). After the last voxel of a row comes the next row, as memory has it: a place on that
+    voxel has no share in it.
     """
     _, height, width = label.shape
-    agreed = torch.full_like(label, UNDECIDED).view(-1)
     low = high = label.flatten()
+    agreed = torch.full_like(low, UNDECIDED)
     for step in (1, width, height * width):  # to the next corner along each axis
         low, high = torch.minimum(low[:-step], low[step:]), torch.maximum(high[:-step], high[step:])
     agreed[: len(low)] = low.masked_fill_(low != high, UNDECIDED)
