@@ -77,7 +77,10 @@ def test_the_drawn_head_and_one_that_has_to_be_resampled_are_measured(
     what = [comparison.what for comparison in infer.comparisons(quick=False)]
     assert what[0] == "drawn head 197x233x189, no mirroring"
     assert what[-1] == "drawn head in slices of 3 mm, no mirroring"
-    assert len(infer.comparisons(quick=True)) == 1
+    assert [one.what for one in infer.comparisons(quick=True)] == [
+        "small drawn head, no mirroring",
+        "small drawn head, no mirroring, warm, from file to mask",
+    ]
 
 
 def fake_command(folder: Path, name: str) -> Command:
