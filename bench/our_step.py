@@ -30,7 +30,7 @@ class Switches:
     bfloat16: bool = True
     kept_memory: bool = True
     channels_last: bool = True
-    without_bias: bool = True
+    bias_left_out: bool = True
     fused_update: bool = True
     graph: bool = True
 
@@ -71,7 +71,7 @@ def our_step(
     run.network.train()
     speedups = Speedups(
         channels_last=switches.channels_last,
-        without_bias=switches.without_bias,
+        without_bias=switches.bias_left_out,
         fused_update=switches.fused_update,
         graph=switches.graph,
     )

@@ -21,7 +21,7 @@ FLOORS = (  # a file imports from its own floor or a lower one
     ("strokenet/infer",),
     ("strokenet/evaluate",),
     ("strokenet/train",),
-    ("strokenet/demo", "strokenet/doctor", "strokenet/console", "strokenet/report"),
+    ("strokenet/demo", "strokenet/doctor", "strokenet/live", "strokenet/console", "strokenet/report"),
     ("strokenet/cli", "strokenet/__main__"),
 )
 SOURCES = sorted(path for folder in ("planner", "kernels", "strokenet") for path in (ROOT / folder).rglob("*.py"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,9 +50,9 @@ def test_a_run_in_its_middle_can_be_extended_too(workspace: Workspace, monkeypat
     seen = []
     step = loop._step
 
-    def look(run: object, batch: object) -> None:
-        seen.append(run.optimizer.param_groups[0]["lr"])  # type: ignore[attr-defined]
-        step(run, batch)  # type: ignore[arg-type]
+    def look(training: Any, batch: Any) -> None:
+        seen.append(training.run.optimizer.param_groups[0]["lr"])
+        step(training, batch)
         if len(seen) == 4:
             monkeypatch.setattr(Stop, "__call__", lambda _: True)
 
