@@ -68,6 +68,7 @@ def _step(job: Job) -> Contender:
 
 def _augment(job: Job) -> Contender:
     """Samples of the raw batch, augmented together as the feed does."""
+    keep_freed_memory()  # as the command does
     plan, device = Workspace(Path(job.folder)).read_plan(), choose_device(job.device)
     raw = load_file(Path(job.folder) / BATCH)
     image, label = raw["image"].to(device), raw["label"].to(device)
@@ -82,6 +83,7 @@ def _augment(job: Job) -> Contender:
 
 def _feed(job: Job) -> Contender:
     """Samples of the cohort through the feed: place, cut, augment, ready on the device."""
+    keep_freed_memory()  # as the command does
     workspace, device = Workspace(Path(job.folder)), choose_device(job.device)
     plan = workspace.read_plan()
     cases = fold_cases(workspace, plan, "0")
