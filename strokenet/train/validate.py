@@ -41,7 +41,7 @@ def validate_patches(run: Run, feed: Feed, track: Track, stopped: Stopped) -> Pa
     """Scores the epoch's validation patches, which are the same whenever they are asked for; None where stopped."""
     steps = range(run.config.val_iterations)
     losses = []
-    counts = torch.zeros(3, run.plan.heads - 1, dtype=torch.int64)
+    counts = torch.zeros(3, run.plan.heads - 1, dtype=torch.int64, device=run.device)
     run.network.eval()
     with torch.inference_mode(), closing(feed.batches("val", run.progress.epoch, steps)) as batches:
         for batch in track(batches, total=len(steps), what="validation patches"):
@@ -49,12 +49,11 @@ def validate_patches(run: Run, feed: Feed, track: Track, stopped: Stopped) -> Pa
                 return None
             with run.autocast():
                 levels = run.network.forward_levels(batch.image)
-            loss = deep_supervision_loss(levels, batch.label, batch_dice=run.plan.batch_dice, part=run.part)
-            losses.append(float(loss))
+            losses.append(deep_supervision_loss(levels, batch.label, batch_dice=run.plan.batch_dice, part=run.part))
             counts += confusion(levels[0].argmax(1), batch.label, run.plan.foreground)
-    dice = dice_by_label(run.ranks.total(counts))
+    dice = dice_by_label(run.ranks.total(counts).cpu())  # read here, and nothing before it: a GPU is not waited for
     present = dice[~dice.isnan()]
-    loss = run.ranks.mean(torch.tensor(np.mean(losses)))
+    loss = run.ranks.mean(torch.stack(losses).cpu().double().mean())
     return PatchScore(loss=float(loss), dice=float(present.mean()) if len(present) else math.nan)
 
 
@@ -86,13 +85,16 @@ def validate_volumes(run: Run, cases: Sequence[StoredCase], track: Track, stoppe
 
 
 def confusion(predicted: Tensor, label: Tensor, foreground: Sequence[int]) -> Tensor:
-    """Voxels counted: (3, K-1) int64, rows true positive, false positive, false negative; a column a label."""
-    rows = []
+    """Voxels counted: (3, K-1) int64, rows true positive, false positive, false negative; a column a label.
+
+    On the device of the labels, and not waited for.
+    """
+    columns = []
     for value in foreground:
         p, g = predicted == value, label == value
-        both, predicted_count, label_count = int((p & g).sum()), int(p.sum()), int(g.sum())
-        rows.append((both, predicted_count - both, label_count - both))
-    return torch.tensor(rows).T
+        both = (p & g).sum()
+        columns.append(torch.stack((both, p.sum() - both, g.sum() - both)))
+    return torch.stack(columns, 1)
 
 
 def dice_by_label(counts: Tensor) -> Tensor:
@@ -107,4 +109,5 @@ def _volume_dice(run: Run, case: StoredCase, track: Track) -> float:
     image = torch.from_numpy(np.array(case.image))
     logits = predict_logits([run.network], image, patch=run.plan.patch, dtype=run.dtype, device=run.device, track=track)
     label = torch.from_numpy(np.array(case.label)).to(run.device)  # -1 outside the head is no label's value
-    return float(dice_by_label(confusion(logits.argmax(0), label, run.plan.foreground)).nan_to_num(1.0).mean())
+    counts = confusion(logits.argmax(0), label, run.plan.foreground).cpu()
+    return float(dice_by_label(counts).nan_to_num(1.0).mean())
