@@ -39,7 +39,7 @@ from strokenet.workspace import Workspace
 OURS_WARM, NNUNET_WARM = "strokenet", "nnU-Net's predictor"
 OURS, NNUNET, MONAI = "strokenet infer", "nnUNetv2_predict", "MONAI sliding window"
 DICE, VOLUME, VOXELS = 0.995, 0.01, 10  # of ours with nnU-Net's mask: at least, within, and of `exact` at most
-DICE_MONAI = 0.98  # at least: its tiles lie on another grid and under another bell
+DICE_MONAI = 0.95  # at least: its tiles lie on another grid and under another bell
 ROUNDS, AFFORDABLE_SECONDS = 5, 400
 
 

@@ -46,7 +46,7 @@ def test_masks_that_agree_are_described(tmp_path: Path) -> None:
     ("voxels", "exact"),
     [
         ({"ours": 500, "nnunet": 507}, False),  # Dice 0.993
-        ({"ours": 500, "nnunet": 500, "monai": 524}, False),  # Dice 0.977
+        ({"ours": 500, "nnunet": 500, "monai": 560}, False),  # Dice 0.943
         ({"ours": 500, "nnunet": 511}, True),
         ({"ours": 0, "nnunet": 0}, False),
     ],
