@@ -27,6 +27,7 @@ from bench.measure import Comparison, Measurement, model_of
 from bench.model import Pair, pair
 from bench.peers import OF_HERE, PLACES, ROOT, cores, has_peer, peers_folder, peers_python
 from bench.remote import Job, Program, in_turn_apart, running
+from bench.step import kind
 from bench.volume import SHAPE, in_slices, stripped_head, write_volume
 from strokenet.data.case import read_case
 from strokenet.data.nifti import read_volume
@@ -164,7 +165,6 @@ def _measured(what: str, make: Callable[[Path], Pair], way: Way, rounds: int) ->
 
 def _measured_warm(what: str, make: Callable[[Path], Pair], way: Way, rounds: int) -> Measurement:
     """Programs that have their model loaded (warm.py), in turn; the masks of the first turns are compared."""
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         case = make(folder)
@@ -188,7 +188,13 @@ def _measured_warm(what: str, make: Callable[[Path], Pair], way: Way, rounds: in
                 remote.ask_turn()
             answers = _answers(masks, exact=way.exact)
             measured = in_turn_apart(
-                "infer", what, remotes, device=torch.device(kind), repeats=rounds, seconds=AFFORDABLE_SECONDS, warm_up=0
+                "infer",
+                what,
+                remotes,
+                device=torch.device(kind()),
+                repeats=rounds,
+                seconds=AFFORDABLE_SECONDS,
+                warm_up=0,
             )
         return replace(measured, answers=answers, floor_ms=1000 * _floor_seconds(case, way))
 
@@ -200,8 +206,7 @@ def _warm_job(task: str, case: Pair, way: Way, folder: Path, out: Path, model: P
         "model": str(model),
         "mirror": way.mirrors > 1,
     }
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    return Job(task=task, folder=str(folder), device=kind, threads=cores(), settings=settings)
+    return Job(task=task, folder=str(folder), device=kind(), threads=cores(), settings=settings)
 
 
 def affordable(round_seconds: float, rounds: int) -> int:
@@ -240,7 +245,7 @@ def _ours(case: Pair, way: Way, folder: Path) -> Command:
 def _nnunet(case: Pair, way: Way, folder: Path) -> Command:
     program = peers()
     assert program is not None
-    device, out = "cuda" if torch.cuda.is_available() else "cpu", folder / "nnunet"
+    device, out = kind(), folder / "nnunet"
     words = (str(program), "-i", str(case.images[0].parent), "-o", str(out), "-m", str(case.exported), "-f", "0")
     mirroring = () if way.mirrors > 1 else ("--disable_tta",)
     return Command(
@@ -251,7 +256,7 @@ def _nnunet(case: Pair, way: Way, folder: Path) -> Command:
 
 
 def _monai(case: Pair, way: Way, folder: Path) -> Command:
-    device, out = "cuda" if torch.cuda.is_available() else "cpu", folder / "monai"
+    device, out = kind(), folder / "monai"
     words = (str(peers_python()), "-m", "bench.monai_infer", str(case.imported))
     options = ("--device", device, *(("--mirror",) if way.mirrors > 1 else ()))
     return Command(

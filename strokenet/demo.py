@@ -33,14 +33,12 @@ from strokenet.evaluate.figures import draw_boxes, draw_overlay
 from strokenet.evaluate.records import Evaluation
 from strokenet.evaluate.threshold import Threshold, apply_threshold, fit_threshold
 from strokenet.infer.infer import InferConfig, infer
-from strokenet.model.device import choose_device, choose_dtype
-from strokenet.model.network import build_network
-from strokenet.model.training import TrainingForm
 from strokenet.preprocess.planning import PlanConfig, plan_workspace, preprocess_workspace
 from strokenet.synth.cohort import Cohort, CohortConfig, draw_cohort
-from strokenet.train.loss import deep_supervision_loss
-from strokenet.train.run import TrainConfig
-from strokenet.train.train import train
+from strokenet.train.feed import Batch
+from strokenet.train.launch import make_steps
+from strokenet.train.run import FoldCases, TrainConfig, start_run
+from strokenet.train.train import speedups_of, train
 from strokenet.workspace import Workspace
 
 _log = logging.getLogger("strokenet")
@@ -138,7 +136,8 @@ def _workspace(root: Path, cohort: Cohort, track: Track) -> Workspace:
 def _train(workspace: Workspace, minutes: float, seed: int, track: Track) -> int:
     """Trains on all cases for about so many minutes, LEAST_EPOCHS at least; returns the number of steps."""
     plan = workspace.read_plan()
-    epoch_minutes = seconds_a_step(plan) * (ITERATIONS + 0.5 * VAL_ITERATIONS) / 60  # validation costs half a step
+    seconds = seconds_a_step(workspace, TrainConfig(fold="all", seed=seed))
+    epoch_minutes = seconds * (ITERATIONS + 0.5 * VAL_ITERATIONS) / 60  # validation costs half a step
     epochs = max(LEAST_EPOCHS, round(minutes / epoch_minutes))
     _log.info("training: %d epochs of %d steps, batch %d", epochs, ITERATIONS, plan.batch_size)
     config = TrainConfig(
@@ -153,24 +152,22 @@ def _train(workspace: Workspace, minutes: float, seed: int, track: Track) -> int
     return len(result.history) * ITERATIONS
 
 
-def seconds_a_step(plan: Plan) -> float:
+def seconds_a_step(workspace: Workspace, config: TrainConfig) -> float:
     """Seconds of one training step on this machine, the median of a few, so that the schedule fits the time."""
-    device = choose_device("auto")
-    dtype = choose_dtype("auto", device)
-    rows = device.type in ("cpu", "cuda")  # as `train` takes them
-    network = TrainingForm(build_network(plan).to(device), channels_last=rows, without_bias=True, unread_heads=1)
-    image = torch.randn(plan.batch_size, len(plan.channels), *plan.patch, device=device)
-    label = (image[:, 0] > 1).long()
+    plan = workspace.read_plan()
+    run = start_run(workspace, plan, config, FoldCases(train=(), val=()))
+    run.network.train()
+    steps = make_steps(run, speedups_of(config, run.device))
+    image = torch.randn(plan.batch_size, len(plan.channels), *plan.patch, device=run.device)
+    batch = Batch(image=image, label=(image[:, 0] > 1).long(), cases=("noise",) * plan.batch_size)
+    steps.begin(config.lr)
     times = []
-    for _ in range(4):
+    for number in range(4):
         began = time.monotonic()
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            levels = network(image)
-        loss = deep_supervision_loss(levels, label, batch_dice=plan.batch_dice)
-        loss.backward()  # type: ignore[no-untyped-call]
-        float(loss.detach())  # waits for a GPU
+        steps(batch, number)
+        steps.rest()  # waits for a GPU
         times.append(time.monotonic() - began)
-    return float(np.median(times[1:])) * 1.15  # cutting, augmentation and the update
+    return float(np.median(times[1:])) * 1.15  # cutting and augmentation
 
 
 def _threshold_masks(cohort: Cohort, out: Path) -> Threshold:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from planner.plan import Triple
 from strokenet.train import intensity
+from strokenet.train.patches import OUTSIDE_LABEL
 from strokenet.train.spatial import (
     FLAT_ROTATION_DEGREES,
-    OUTSIDE_LABEL,
     ROTATION_DEGREES,
     SpatialDraw,
     is_flat,

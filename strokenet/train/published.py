@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from planner.plan import Triple
 from strokenet.train.augment import PUBLISHED, Row, Table
-from strokenet.train.spatial import FLAT_ROTATION_DEGREES, OUTSIDE_LABEL, is_flat
+from strokenet.train.patches import OUTSIDE_LABEL
+from strokenet.train.spatial import FLAT_ROTATION_DEGREES, is_flat
 
 
 def augment_published(

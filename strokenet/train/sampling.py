@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from planner.plan import Triple
+from strokenet.train.patches import OUTSIDE_LABEL
 
-OUTSIDE_LABEL = -1
 TIE = 1e-4  # head start of the nearest label: decides ties, far below any real difference of scores
 TILE: Triple = (16, 32, 32)  # voxels at a time: larger tiles cost fewer calls, smaller ones look into fewer planes
 UNDECIDED = -2  # in place of a label where the corners of a cube differ

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from planner.plan import Triple
-from strokenet.train.sampling import OUTSIDE_LABEL as OUTSIDE_LABEL
 from strokenet.train.sampling import sample_by_grid, sample_by_planes
 
 ROTATION_DEGREES = 30.0  # each axis, both ways
