@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from bench import started
 from bench.ceilings import ceilings, forward_flops
 from bench.measure import Comparison, Measurement, model_of
 from bench.model import Pair, pair
@@ -273,17 +274,16 @@ def ran(command: Command) -> Ran:
         RuntimeError: it failed, or left none.
     """
     shutil.rmtree(command.out.parent, ignore_errors=True)
-    with tempfile.TemporaryFile() as said:
+    with tempfile.NamedTemporaryFile("r") as peak_kb, tempfile.TemporaryFile() as said:
+        words = (sys.executable, "-S", started.__file__, peak_kb.name, *command.words)
         began = time.perf_counter()
-        process = subprocess.Popen(command.words, stdout=said, stderr=said, env=os.environ | dict(command.environment))
-        _, status, usage = os.wait4(process.pid, 0)
+        done = subprocess.run(words, stdout=said, stderr=said, env=os.environ | dict(command.environment))
         seconds = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
-        words = said.read().decode(errors="replace")
-    if process.returncode or not command.out.is_file():
-        raise RuntimeError(f"{' '.join(command.words)} ended with {process.returncode}:\n{words[-2000:]}")
-    return Ran(seconds=seconds, peak_gb=usage.ru_maxrss / 2**20)
+        if done.returncode or not command.out.is_file():
+            said.seek(0)
+            heard = said.read().decode(errors="replace")[-2000:]
+            raise RuntimeError(f"{' '.join(command.words)} ended with {done.returncode}:\n{heard}")
+        return Ran(seconds=seconds, peak_gb=int(peak_kb.read()) / 2**20)
 
 
 def _answers(masks: Mapping[str, Path], *, exact: bool) -> str:

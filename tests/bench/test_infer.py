@@ -115,6 +115,13 @@ def test_a_command_that_fails_or_leaves_no_mask_is_an_error(tmp_path: Path) -> N
             infer.ran(command)
 
 
+def test_the_peak_of_a_command_is_its_own_and_not_the_bench_s(tmp_path: Path) -> None:
+    held = np.ones(100_000_000, np.float32)  # 0.4 GB
+    write_mask(tmp_path / "mask.nii.gz", 100)
+    assert infer.ran(fake_command(tmp_path, "o")).peak_gb < 0.2
+    assert held.nbytes == 400_000_000
+
+
 def test_thick_slices_are_means(tmp_path: Path) -> None:
     head, _ = stripped_head((20, 24, 19))
     thick = in_slices(head, 3)
