@@ -27,7 +27,7 @@ def main(suites: tuple[str, ...], quick: bool, keep: bool, again: bool, budget: 
     if quick and keep:
         raise click.UsageError("--quick numbers are never kept; leave out --quick or --save")
     if readme:
-        write_readme({name: suite.kinds for name, suite in SUITES.items()})
+        write_readme(SUITES)
         return
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
     how = Runs(quick=quick, keep=keep, again=again, budget=budget)

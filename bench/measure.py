@@ -60,6 +60,22 @@ class Comparison:
     run: Callable[[], Measurement]
 
 
+KINDS = CPU_FLOAT32, CPU_BF16, GPU = "a CPU in float32", "a CPU with bfloat16", "a GPU"  # of machines
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What belongs together, under the name that `python -m bench` takes.
+
+    comparisons: what it measures, by whether it has to be quick. kinds: of machines on which its numbers say something.
+    whole: it times what a user waits for, not a part of it: the README has its rows, not only where they are.
+    """
+
+    comparisons: Callable[[bool], Sequence[Comparison]]
+    kinds: tuple[str, ...] = KINDS
+    whole: bool = False
+
+
 def in_turn(
     suite: str,
     what: str,
@@ -158,6 +174,13 @@ def digest_of_code() -> str:
     files = sorted(path for room in ("planner", "kernels", "strokenet") for path in (root / room).rglob("*.py"))
     lines = (f"{path.relative_to(root)} {path.read_text()}" for path in files)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def kind_of(of: Mapping[str, str]) -> str:
+    """Of a machine: CPU_FLOAT32, CPU_BF16 or GPU."""
+    if of["GPU"] != "none":
+        return GPU
+    return CPU_BF16 if "bf16" in of.get("instructions", "").split() else CPU_FLOAT32
 
 
 def slug(of: Mapping[str, str]) -> str:

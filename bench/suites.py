@@ -7,33 +7,25 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench import conv, data, epoch, infer, io, norm, post, resample, step
-from bench.measure import Comparison, Measurement
+from bench.measure import CPU_FLOAT32, GPU, Comparison, Measurement, Suite
 from bench.table import RESULTS, kept, report, save
 
-
-@dataclass(frozen=True)
-class Suite:
-    """comparisons: what it measures, by whether it has to be quick. kinds: where its numbers say something."""
-
-    comparisons: Callable[[bool], Sequence[Comparison]]
-    kinds: tuple[str, ...] = ("CPU", "GPU")
-
+WITHOUT_NETWORK = (CPU_FLOAT32, GPU)  # kinds of machines where what computes no network differs
 
 SUITES = {
-    "infer": Suite(infer.comparisons),
-    "post": Suite(post.comparisons),
-    "resample": Suite(resample.comparisons),
+    "infer": Suite(infer.comparisons, whole=True),
+    "epoch": Suite(epoch.comparisons, whole=True),
+    "step": Suite(step.comparisons, whole=True),
+    "data": Suite(data.comparisons, WITHOUT_NETWORK, whole=True),
+    "post": Suite(post.comparisons, WITHOUT_NETWORK),
+    "resample": Suite(resample.comparisons, WITHOUT_NETWORK),
     "norm": Suite(norm.comparisons),
     "conv": Suite(conv.comparisons),
-    "io": Suite(io.comparisons, ("CPU",)),
-    "step": Suite(step.comparisons),
-    "data": Suite(data.comparisons),
-    "epoch": Suite(epoch.comparisons),
+    "io": Suite(io.comparisons, (CPU_FLOAT32,)),
 }
 
 

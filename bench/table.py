@@ -16,7 +16,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bench.measure import Measurement, digest_of_code, machine, slug
+from bench.measure import KINDS, Measurement, Suite, digest_of_code, kind_of, machine, slug
 from strokenet.data.files import read_json, replacing, write_bytes, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -108,21 +108,23 @@ def picture(suite: str, content: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def readme_section(suites: Mapping[str, Sequence[str]], folder: Path = RESULTS) -> str:
-    """The tables of every machine in `folder`, and what was measured on none.
-
-    suites: name -> "CPU", "GPU" or both, where it says something.
-    """
-    parts, seen = [], set()
+def readme_section(suites: Mapping[str, Suite], folder: Path = RESULTS) -> str:
+    """Tables of what users wait for, of every machine in `folder`; where the others are; what was measured on none."""
+    parts, parts_of_work, seen = [], [], set()
     for place in sorted(path for path in folder.iterdir() if path.is_dir()):
-        found = {path.stem: read_json(path) for path in sorted(place.glob("*.json"))}
-        seen |= {(suite, "CPU" if of["machine"]["GPU"] == "none" else "GPU") for suite, of in found.items()}
-        parts += [markdown(alike) for alike in _of_one_make(found)]
-    missing = [
-        f"`{suite}` on a {kind}" for suite, kinds in suites.items() for kind in kinds if (suite, kind) not in seen
-    ]
-    if missing:
-        parts.append(f"Not yet measured: {', '.join(missing)}.\n")
+        found = {name: read_json(place / f"{name}.json") for name in suites if (place / f"{name}.json").is_file()}
+        seen |= {(name, kind_of(content["machine"])) for name, content in found.items()}
+        parts += [markdown(alike) for alike in _of_one_make({n: of for n, of in found.items() if suites[n].whole})]
+        links = ", ".join(f"[{n}](bench/results/{place.name}/{n}.md)" for n in found if not suites[n].whole)
+        parts_of_work += [f"- {place.name}: {links}\n"] if links else []
+    if parts_of_work:
+        parts.append("Parts of that work, each beside its peers:\n\n" + "".join(parts_of_work))
+    rows = []
+    for kind in KINDS:
+        missing = [name for name, suite in suites.items() if kind in suite.kinds and (name, kind) not in seen]
+        rows += [f"| {kind} | not yet measured | `python -m bench {' '.join(missing)} --save` |\n"] if missing else []
+    if rows:
+        parts.append("| on | strokenet | command |\n|---|---|---|\n" + "".join(rows))
     return "\n".join(parts)
 
 
@@ -134,7 +136,7 @@ def _of_one_make(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mappi
     return list(makes.values())
 
 
-def write_readme(suites: Mapping[str, Sequence[str]], readme: Path = README, folder: Path = RESULTS) -> None:
+def write_readme(suites: Mapping[str, Suite], readme: Path = README, folder: Path = RESULTS) -> None:
     """Puts the section in its place.
 
     Raises:

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from bench.__main__ import main
-from bench.measure import Comparison, Measurement
-from bench.suites import SUITES, Runs, Suite, run_suite
+from bench.measure import Comparison, Measurement, Suite
+from bench.suites import SUITES, Runs, run_suite
 from bench.table import kept
 
 

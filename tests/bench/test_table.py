@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.measure import Measurement, machine, slug
+from bench.measure import CPU_BF16, CPU_FLOAT32, GPU, Measurement, Suite, kind_of, machine, slug
 from bench.suites import SUITES
 from bench.table import BEGIN, END, README, RESULTS, kept, markdown, readme_section, report, save, write_readme
 from strokenet.data.files import read_json, write_json
@@ -26,7 +26,7 @@ MEASURED = Measurement(
 
 def test_the_readme_says_what_the_kept_files_say() -> None:
     section = README.read_text().split(BEGIN)[1].split(END)[0]
-    assert section.strip() == readme_section({name: suite.kinds for name, suite in SUITES.items()}).strip()
+    assert section.strip() == readme_section(SUITES).strip()
 
 
 def test_a_suite_is_kept_under_its_machine_as_numbers_a_table_and_a_picture(tmp_path: Path) -> None:
@@ -55,7 +55,8 @@ def test_suites_of_two_codes_are_two_tables(tmp_path: Path, monkeypatch: pytest.
     for suite, code in (("x", "1" * 12), ("y", "2" * 12), ("z", "1" * 12)):
         monkeypatch.setattr("bench.table.digest_of_code", lambda code=code: code)
         save(suite, [MEASURED], tmp_path)
-    first, second = readme_section({}, tmp_path).split("code " + "2" * 12)
+    suites = dict.fromkeys("xyz", Suite(lambda _: [], whole=True))
+    first, second = readme_section(suites, tmp_path).split("code " + "2" * 12)
     assert "x: a brain" in first
     assert "z: a brain" in first
     assert "y: a brain" in second
@@ -75,17 +76,34 @@ def test_little_memory_is_said_in_megabytes(capsys: pytest.CaptureFixture[str]) 
 
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     save("x", [MEASURED], tmp_path)
-    kind, other = ("GPU", "CPU") if machine()["GPU"] != "none" else ("CPU", "GPU")
-    section = readme_section({"x": ("CPU", "GPU"), "y": (kind,)}, tmp_path)
-    assert f"Not yet measured: `x` on a {other}, `y` on a {kind}." in section
-    assert "Not yet" not in readme_section({"x": (kind,)}, tmp_path)
+    here = kind_of(machine())
+    section = readme_section({"x": Suite(lambda _: []), "y": Suite(lambda _: [], (here,))}, tmp_path)
+    missing = [line for line in section.splitlines() if "not yet measured" in line]
+    others = [kind for kind in (CPU_FLOAT32, CPU_BF16, GPU) if kind != here]
+    assert sorted(missing) == sorted(
+        [
+            *(f"| {kind} | not yet measured | `python -m bench x --save` |" for kind in others),
+            f"| {here} | not yet measured | `python -m bench y --save` |",
+        ]
+    )
+    assert "not yet" not in readme_section({"x": Suite(lambda _: [], (here,))}, tmp_path)
+
+
+def test_the_readme_has_rows_of_whole_work_and_says_where_its_parts_are(tmp_path: Path) -> None:
+    for suite in "xy":
+        save(suite, [MEASURED], tmp_path)
+    section = readme_section({"x": Suite(lambda _: [], whole=True), "y": Suite(lambda _: [])}, tmp_path)
+    assert "| x: a brain |" in section
+    assert "y: a brain" not in section
+    assert f"- {slug(machine())}: [y](bench/results/{slug(machine())}/y.md)\n" in section
 
 
 def test_the_section_takes_its_place_and_nothing_else(tmp_path: Path) -> None:
     save("x", [MEASURED], tmp_path / "results")
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_readme({"x": ()}, readme, tmp_path / "results")
+    suites = {"x": Suite(lambda _: [], (), whole=True)}
+    write_readme(suites, readme, tmp_path / "results")
     text = readme.read_text()
     assert text.startswith(f"before\n{BEGIN}\n")
     assert text.endswith(f"{END}\nafter\n")
@@ -93,7 +111,7 @@ def test_the_section_takes_its_place_and_nothing_else(tmp_path: Path) -> None:
     assert "a brain" in text
     readme.write_text("no place")
     with pytest.raises(ValueError, match="one line"):
-        write_readme({"x": ()}, readme, tmp_path / "results")
+        write_readme(suites, readme, tmp_path / "results")
     assert readme.read_text() == "no place"
 
 
@@ -120,3 +138,6 @@ def test_a_machine_is_named_by_its_gpu_or_its_processor() -> None:
     assert slug(cpu) == "amd-epyc-2-cores-avx512-bf16"
     assert slug(cpu | {"GPU": "NVIDIA H200"}) == "nvidia-h200"
     assert "processor AMD EPYC" in markdown({"x": {"machine": cpu, "measurements": []}})
+    assert kind_of(cpu) == CPU_BF16
+    assert kind_of(cpu | {"instructions": "AVX2"}) == CPU_FLOAT32
+    assert kind_of(cpu | {"GPU": "NVIDIA H200"}) == GPU
