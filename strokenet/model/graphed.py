@@ -16,30 +16,15 @@ from torch import Tensor
 
 from strokenet.model.device import is_out_of_memory
 from strokenet.model.inference import InferenceNetwork
+from strokenet.model.recording import Replay, record
 
 _log = logging.getLogger("strokenet")
-Replay = Callable[[Tensor], Tensor]
-
-
-def record(network: InferenceNetwork, x: Tensor) -> Replay:
-    """Records the network on tiles of the shape of x, on an NVIDIA GPU; what is returned answers any tiles of it."""
-    tiles = x.clone()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        answer: Tensor = network(tiles)
-
-    def replay(x: Tensor) -> Tensor:
-        tiles.copy_(x)
-        graph.replay()
-        return answer.clone()  # the next replay writes over it
-
-    return replay
 
 
 class Graphed:
     """A network by its recordings: (N, C, D, H, W) -> logits (N, K, D, H, W), the network's own."""
 
-    def __init__(self, network: InferenceNetwork, recorder: Callable[[InferenceNetwork, Tensor], Replay] = record):
+    def __init__(self, network: InferenceNetwork, recorder: Callable[..., Replay] = record):
         self.network, self.heads = network, network.heads
         self._recorder = recorder
         self._replays: dict[tuple[torch.Size, torch.dtype], Replay] = {}

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from strokenet.model.recording import Replay, record
 from strokenet.train.feed import Batch
 from strokenet.train.run import Run
 from strokenet.train.step import Compute, Speedups, make_step, set_rate
@@ -24,8 +25,6 @@ _log = logging.getLogger("strokenet")
 
 AHEAD = 2  # steps in the queue of the GPU while the host goes on
 EAGER_STEPS = 3
-
-Replay = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,22 +117,6 @@ class QueuedSteps:
         return outcomes
 
 
-def record(compute: Compute, image: Tensor, label: Tensor, stream: torch.cuda.Stream) -> Replay:
-    """Records a step on batches of these shapes, on an NVIDIA GPU; nothing is computed. -> a step of any such batch."""
-    held = image.clone(), label.clone()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        result = compute(*held)
-
-    def replay(image: Tensor, label: Tensor) -> Tensor:
-        held[0].copy_(image)
-        held[1].copy_(label)
-        graph.replay()
-        return result.clone()  # the next replay writes over it
-
-    return replay
-
-
 class Recorded:
     """A step by its recording, from step EAGER_STEPS + 1 on; a batch of another shape is computed as ever.
 
@@ -144,7 +127,7 @@ class Recorded:
         self,
         compute: Compute,
         optimizer: torch.optim.SGD,
-        recorder: Callable[[Compute, Tensor, Tensor, torch.cuda.Stream], Replay] = record,
+        recorder: Callable[..., Replay] = record,
     ):
         self._compute, self._recorder = compute, recorder
         self._steps = 0
@@ -186,7 +169,7 @@ class Recorded:
 
     def _record(self, image: Tensor, label: Tensor) -> None:
         try:
-            self._replay = self._recorder(self._compute, image, label, self._stream)  # type: ignore[arg-type]
+            self._replay = self._recorder(self._compute, image, label, stream=self._stream)
             self._shapes = (image.shape, label.shape)
         except RuntimeError as error:
             self._refused = True

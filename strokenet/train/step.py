@@ -67,10 +67,11 @@ def make_step(run: Run, speedups: Speedups) -> Compute:
 def arrange(optimizer: torch.optim.SGD, *, fused: bool) -> None:
     """Brings momentum into the layout of its parameter, as the fused update reads it; where there is none yet, zeros.
 
-    The first update is the same from zeros, and one that is skipped must not leave momentum undefined.
+    The first update is the same from zeros, and one that is skipped must not leave momentum undefined. The learning
+    rate of a state that a recording left (launch.py) is a number again.
     """
     for group in optimizer.param_groups:
-        group.update(fused=fused, foreach=None)
+        group.update(fused=fused, foreach=None, lr=float(group["lr"]))
         for parameter in group["params"]:
             momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is None and not (fused and parameter.requires_grad):

@@ -15,8 +15,9 @@ from strokenet.infer.config import InferConfig
 from strokenet.infer.engine import Engine, Rung
 from strokenet.infer.predict import predict_case
 from strokenet.model.checkpoint import load_model
-from strokenet.model.graphed import Graphed, Replay, record
+from strokenet.model.graphed import Graphed
 from strokenet.model.inference import InferenceNetwork
+from strokenet.model.recording import Replay, record
 from strokenet.preprocess.preprocess import preprocess
 from tests.infer.models import head, oblique, write_model
 

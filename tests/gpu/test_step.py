@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,31 @@ def test_the_steps_are_really_recorded(tmp_path: Path) -> None:
     steps.begin(0.005)  # no norm keeps another map: the recording holds
     steps(on_gpu(0), 0)
     assert len(calls) == EAGER_STEPS + 1
+
+
+def test_a_step_is_recorded_while_other_threads_take_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As the feed's do. CUDA's default would forbid it, and they or the recording would fail."""
+    run, ended = started(tmp_path), threading.Event()
+    steps = make_steps(run, Speedups())
+
+    def busy() -> int:
+        taken = []  # and kept, so that CUDA is asked for more
+        with torch.cuda.stream(torch.cuda.Stream()):
+            while not ended.is_set():
+                host = torch.empty(2**14, pin_memory=True)
+                taken.append((host, host.cuda(non_blocking=True)))
+                torch.cuda.current_stream().synchronize()
+        return len(taken)
+
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(busy)
+        try:
+            outcomes = [outcome for number in range(STEPS) for outcome in steps(on_gpu(number), number)]
+        finally:
+            ended.set()
+        assert other.result() > 0
+    assert all(outcome.good for outcome in [*outcomes, *steps.rest()])
+    assert "cannot be recorded" not in caplog.text
 
 
 def test_the_fast_step_on_the_gpu_is_the_reference_but_for_rounding(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from strokenet.model.graphed import Graphed, Replay
+from strokenet.model.graphed import Graphed
 from strokenet.model.inference import InferenceNetwork
 from strokenet.model.network import build_network
+from strokenet.model.recording import Replay
 from tests.plans import tiny_plan
 
 PATCH = tiny_plan().patch

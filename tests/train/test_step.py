@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from planner.plan import Plan
 from strokenet.train.run import FoldCases, Run, start_run
-from strokenet.train.step import REFERENCE, Compiled, Compute, Speedups, make_step
+from strokenet.train.step import REFERENCE, Compiled, Compute, Speedups, arrange, make_step
 from strokenet.train.train import train
 from strokenet.workspace import Workspace
 from tests.plans import tiny_network, tiny_plan
@@ -118,6 +118,14 @@ def test_loss_curves_of_both_forms_lie_within_the_noise_of_seeds(tmp_path: Path,
     assert (fast - reference).abs().mean() < (0.01 if precision == "fp32" else 0.5) * noise
     spread = max(dice["reference"]) - min(dice["reference"])
     assert abs(sum(dice["fast"]) - sum(dice["reference"])) / 3 < max(0.02, spread)
+
+
+def test_the_learning_rate_that_a_recording_left_is_a_number_again(tmp_path: Path) -> None:
+    optimizer = started(tmp_path, FAST)[0].optimizer
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.25)
+    arrange(optimizer, fused=True)
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert isinstance(optimizer.param_groups[0]["lr"], float)
 
 
 def test_compiling_that_fails_is_said_once_and_done_without(
