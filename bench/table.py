@@ -151,14 +151,17 @@ def write_readme(suites: Mapping[str, Suite], readme: Path = README, folder: Pat
 
 def _line(suite: str, row: Mapping[str, Any]) -> str:
     (own, ours), *peers = ((name, statistics.median(times)) for name, times in row["times_ms"].items())
+    spread = {name: _spread(times) for name, times in row["times_ms"].items()}
     parts = {name: f": {_parts(of)}" for name, of in row.get("parts_ms", {}).items()}  # none in older files
-    beside = "; ".join(f"{name} {_time(median)} (x {median / ours:.2f}){parts.get(name, '')}" for name, median in peers)
+    beside = "; ".join(
+        f"{name} {_time(median)}{spread[name]} (x {median / ours:.2f}){parts.get(name, '')}" for name, median in peers
+    )
     floor = f"{row['floor_ms'] / ours:.0%}" if row["floor_ms"] else ""
     peaks = "; ".join(f"{name} {_memory(gb)}" for name, gb in row["peaks_gb"].items())
     command = f"`python -m bench {suite}`"
     cells = (
         f"{suite}: {row['what']}",
-        f"{_time(ours)}{parts.get(own, '')}",
+        f"{_time(ours)}{spread[own]}{parts.get(own, '')}",
         beside,
         floor,
         peaks,
@@ -167,6 +170,11 @@ def _line(suite: str, row: Mapping[str, Any]) -> str:
         command,
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _spread(times_ms: Sequence[float]) -> str:
+    """From the shortest to the longest, in brackets; nothing of a single time."""
+    return f" [{_time(min(times_ms))} .. {_time(max(times_ms))}]" if len(times_ms) > 1 else ""
 
 
 def _parts(parts_ms: Mapping[str, float]) -> str:

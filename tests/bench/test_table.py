@@ -33,8 +33,8 @@ def test_a_suite_is_kept_under_its_machine_as_numbers_a_table_and_a_picture(tmp_
     path = save("x", [MEASURED], tmp_path)
     assert path == tmp_path / slug(machine()) / "x.json"
     assert json.loads(path.read_text())["measurements"][0]["times_ms"]["strokenet"] == [10.0, 12.0, 11.0]
-    row = "x: a brain | 11 ms | peer 33 ms (x 3.00) | 50% | strokenet 1.50 GB | equal | AMD EPYC | `python -m bench x`"
-    assert f"| {row} |" in path.with_suffix(".md").read_text()
+    row = "x: a brain | 11 ms [10 ms .. 12 ms] | peer 33 ms (x 3.00) | 50% | strokenet 1.50 GB | equal | AMD EPYC"
+    assert f"| {row} | `python -m bench x` |" in path.with_suffix(".md").read_text()
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -127,10 +127,10 @@ def test_parts_stand_beside_their_time(tmp_path: Path, capsys: pytest.CaptureFix
     report([split])
     assert "forward 3 ms, backward 8 ms\n" in capsys.readouterr().out
     path = save("x", [split], tmp_path)
-    row = "x: a brain | 11 ms: forward 3 ms, backward 8 ms | peer 33 ms (x 3.00): forward 20 ms |"
+    row = "x: a brain | 11 ms [10 ms .. 12 ms]: forward 3 ms, backward 8 ms | peer 33 ms (x 3.00): forward 20 ms |"
     assert row in path.with_suffix(".md").read_text()
     older = {name: value for name, value in read_json(path)["measurements"][0].items() if name != "parts_ms"}
-    assert "x: a brain | 11 ms | peer" in markdown({"x": read_json(path) | {"measurements": [older]}})
+    assert "x: a brain | 11 ms [10 ms .. 12 ms] | peer" in markdown({"x": read_json(path) | {"measurements": [older]}})
 
 
 def test_a_machine_is_named_by_its_gpu_or_its_processor() -> None:
