@@ -179,7 +179,8 @@ def test_labels_of_averaged_probabilities_are_read_from_the_resampled_probabilit
     expected = on_scan(answer, origin.box.shape, spacing)
     found = predict(built, case(), InferConfig(semantics=semantics, tta="none"))
     inside = (slice(None), *origin.box.slices)
-    np.testing.assert_allclose(found.probability[inside], expected, atol=1e-6)
+    rounding = 1e-6 if semantics == "exact" else 1e-5  # of another order of additions: 1.2e-6 with AVX-512
+    np.testing.assert_allclose(found.probability[inside], expected, rtol=0, atol=rounding)
     np.testing.assert_array_equal(found.mask[inside[1:]], expected.astype(np.float32).argmax(0))
     other = on_scan(np.log(answer), origin.box.shape, spacing).argmax(0)
     assert (other != found.mask[inside[1:]]).any()  # so that the difference would be seen
