@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def picture(suite: str, content: Mapping[str, Any]) -> Figure:
             names.append(f"{name}, {_time(median)}")
         at += 1
     axes.set_yticks(ticks, names, fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(at, -1)  # downwards, the first name inside
     axes.set_xlabel("times as long as strokenet (median, shortest to longest)")
     axes.set_title(f"{suite}: {content['machine']['processor']}, GPU {content['machine']['GPU']}", fontsize=9)
     return figure
@@ -119,13 +119,16 @@ def readme_section(suites: Mapping[str, Suite], folder: Path = RESULTS) -> str:
         parts_of_work += [f"- {place.name}: {links}\n"] if links else []
     if parts_of_work:
         parts.append("Parts of that work, each beside its peers:\n\n" + "".join(parts_of_work))
+    return "\n".join([*parts, *_not_measured(suites, seen)])
+
+
+def _not_measured(suites: Mapping[str, Suite], seen: Set[tuple[str, str]]) -> list[str]:
+    """A table with a row a kind of machine, or nothing. seen: suite and kind of what was measured."""
     rows = []
     for kind in KINDS:
         missing = [name for name, suite in suites.items() if kind in suite.kinds and (name, kind) not in seen]
         rows += [f"| {kind} | not yet measured | `python -m bench {' '.join(missing)} --save` |\n"] if missing else []
-    if rows:
-        parts.append("| on | strokenet | command |\n|---|---|---|\n" + "".join(rows))
-    return "\n".join(parts)
+    return ["| on | strokenet | command |\n|---|---|---|\n" + "".join(rows)] if rows else []
 
 
 def _of_one_make(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:
