@@ -38,7 +38,7 @@ from strokenet.train.dropout import drop_channels
 from strokenet.train.patches import Phase, Spot, Stream, cut_batch, draw_spots, is_forced, sample_rng
 from strokenet.train.published import augment_published
 from strokenet.train.resident import Source
-from strokenet.train.spatial import SpatialDraw, initial_patch, transform
+from strokenet.train.spatial import SpatialDraw, initial_patch, seen_box, transform_sample
 
 _log = logging.getLogger("strokenet")
 
@@ -201,7 +201,7 @@ class Feed:
 def final_patches(
     source: Source, spots: Sequence[Spot], moves: Sequence[SpatialDraw | None], *, patch: Triple, heads: int
 ) -> tuple[Tensor, Tensor]:
-    """What `transform` makes of the raw patches, without cutting them whole where nothing moves.
+    """What `transform` makes of the raw patches, of which only the box in which a sample looks is cut.
 
     Args:
         spots: of the raw patches, one a sample. moves: None for a plain cut. patch: (D, H, W) of the result.
@@ -212,17 +212,14 @@ def final_patches(
     """
     raw = initial_patch(patch)
     image, label = source.empty(len(spots), spots[0].case.image.shape[0], patch)
-    moved: list[tuple[int, SpatialDraw]] = []
-    for index, (spot, move) in enumerate(zip(spots, moves, strict=True)):
+    for spot, move, *target in zip(spots, moves, image, label, strict=True):
+        box = seen_box(move, patch, raw)
+        middle = spot.centred(raw, box)
         if move is None:
-            source.cut(spot.centred(raw, patch), image[index], label[index])
+            source.cut(middle, *target)
         else:
-            moved.append((index, move))
-    if moved:
-        big = source.patches([spots[index] for index, _ in moved], raw)
-        turned_image, turned_label = transform(*big, [move for _, move in moved], patch=patch, heads=heads)
-        for row, (index, _) in enumerate(moved):
-            image[index], label[index] = turned_image[row], turned_label[row]
+            (big,), (big_label,) = source.patches([middle], box)
+            transform_sample(big, big_label, move, heads, *target)
     return image, label
 
 

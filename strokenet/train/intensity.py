@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from strokenet.train.axes import interpolate, select
+
 EPS = 1e-7
 BLUR_RADIUS = 3  # sigma is at most 1, the kernel at most 7 voxels
 _SLAB = 2**19  # voxels that a CPU blurs at a time, so that they stay in its cache
@@ -66,11 +68,9 @@ def low_resolution(row: Tensor, factor: float, *, keep_axis_0: bool) -> Tensor:
         coarse = F.interpolate(row[None, None], small, mode="nearest-exact")
         return row.copy_(F.interpolate(coarse, size, mode="trilinear", align_corners=False)[0, 0])
     taken = [_taken(edge, few) for edge, few in zip(size, small, strict=True)]
-    coarse = _select(_select(_select(row, 0, taken[0]), 1, taken[1]), 2, taken[2])
+    coarse = select(select(select(row, 0, taken[0]), 1, taken[1]), 2, taken[2])
     for axis in (2, 1, 0):  # the one whose voxels lie farthest apart last, when there are most
-        near, far, part = _between(small[axis], size[axis])
-        part = part.view(-1, *[1] * (2 - axis))
-        coarse = _select(coarse, axis, near).lerp_(_select(coarse, axis, far), part)
+        coarse = interpolate(coarse, axis, *_between(small[axis], size[axis]))
     return row.copy_(coarse)
 
 
@@ -117,13 +117,6 @@ def _nearest_odd(x: float) -> int:
     if n % 2 == 1:
         return n
     return n + 1 if x >= n else n - 1
-
-
-def _select(volume: Tensor, axis: int, index: Tensor) -> Tensor:
-    """Some planes of an axis. (d, h, w), contiguous; the last axis as a matrix's, which torch does much faster."""
-    if axis < 2:
-        return volume.index_select(axis, index)
-    return volume.flatten(0, 1).index_select(1, index).view(*volume.shape[:2], -1)
 
 
 def _taken(size: int, small: int) -> Tensor:

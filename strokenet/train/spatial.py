@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from planner.plan import Triple
-from strokenet.train.sampling import sample_by_grid, sample_by_planes
+from strokenet.train.sampling import sample_by_grid, shape_of
+from strokenet.train.sampling_cpu import sample_on_cpu
 
 ROTATION_DEGREES = 30.0  # each axis, both ways
 FLAT_ROTATION_DEGREES = 180.0  # about axis D, where the patch is flat
@@ -67,18 +68,43 @@ def transform(
     Returns:
         image (N, C, D, H, W), linear, 0 beyond the raw patch; label (N, D, H, W), -1 beyond it. New tensors.
     """
-    raw = label.shape[1:]
-    starts = [size // 2 - edge // 2 for size, edge in zip(raw, patch, strict=True)]
-    box = tuple(slice(start, start + edge) for start, edge in zip(starts, patch, strict=True))
     out, out_label = image.new_empty(*image.shape[:2], *patch), label.new_empty(len(label), *patch)
-    sample = sample_by_planes if image.device.type == "cpu" and min(raw) > 1 else sample_by_grid
     for raw_image, raw_label, draw, *target in zip(image, label, draws, out, out_label, strict=True):
-        if draw is None:
-            target[0].copy_(raw_image[(slice(None), *box)])
-            target[1].copy_(raw_label[box])
-        else:
-            sample(raw_image, raw_label, matrix_of(draw, patch), heads, *target)
+        transform_sample(raw_image, raw_label, draw, heads, *target)
     return out, out_label
+
+
+def transform_sample(
+    image: Tensor, label: Tensor, draw: SpatialDraw | None, heads: int, out: Tensor, out_label: Tensor
+) -> None:
+    """One sample of `transform`: image (C, D', H', W') and label (D', H', W') into (C, D, H, W) and (D, H, W).
+
+    Image and label may be cut to the box that `seen_box` tells, in their middle: nothing else is looked at.
+    """
+    patch, raw = shape_of(out_label), shape_of(label)
+    box = seen_box(draw, patch, raw)
+    starts = [size // 2 - edge // 2 for size, edge in zip(raw, box, strict=True)]
+    middle = tuple(slice(start, start + edge) for start, edge in zip(starts, box, strict=True))
+    image, label = image[(slice(None), *middle)], label[middle]
+    if draw is None:
+        out.copy_(image)
+        out_label.copy_(label)
+        return
+    sample = sample_on_cpu if image.device.type == "cpu" and min(box) > 1 else sample_by_grid
+    sample(image, label, matrix_of(draw, patch), heads, out, out_label)
+
+
+def seen_box(draw: SpatialDraw | None, patch: Triple, raw: Triple) -> Triple:
+    """Edges of the box in the middle of a raw patch in which a sample looks: the patch, where it is not moved.
+
+    Else even where the raw edge is even and odd where it is odd, so that both have one centre.
+    """
+    if draw is None:
+        return patch
+    extents = np.abs(matrix_of(draw, patch)) @ (np.array(patch) - 1)  # from the first place to the last
+    edges = (math.ceil(extent) + 3 for extent in extents)  # with the voxels before and behind
+    d, h, w = (min(size, edge + (size - edge) % 2) for size, edge in zip(raw, edges, strict=True))
+    return (d, h, w)
 
 
 def matrix_of(draw: SpatialDraw, patch: Triple) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from strokenet.train.feed import Augmentation, Batch, Feed
 from strokenet.train.patches import OUTSIDE_LABEL, Phase, Spot, cut, is_forced, overlap, place, sample_rng
 from strokenet.train.resident import Source, budget, choose, cut_tensor, fold_source, hold, needed, resident_bytes
 from strokenet.train.run import FoldCases, TrainConfig, fold_cases
-from strokenet.train.spatial import initial_patch
+from strokenet.train.spatial import initial_patch, seen_box
 from strokenet.workspace import Workspace
 from tests.plans import paper_plan, tiny_plan
 from tests.train.workspaces import CASES, drawn_case, make_workspace
@@ -167,7 +167,7 @@ def test_drawing_before_the_cut_changes_no_sample(tmp_path: Path, changes: dict[
         assert torch.equal(batch.label, label)
 
 
-def test_only_moved_samples_are_cut_with_their_margin(usual: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_sample_is_cut_with_more_margin_than_it_needs(usual: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = usual.read_plan()
     sizes: list[tuple[int, ...]] = []
 
@@ -177,18 +177,20 @@ def test_only_moved_samples_are_cut_with_their_margin(usual: Workspace, monkeypa
 
     monkeypatch.setattr(residents, "cut", noted)
     draw_batches(usual, None, range(25))
-    moved = 0
+    expected: list[Triple] = []
     cases = cases_of(usual).train
+    raw = initial_patch(plan.patch)
     for step in range(25):
         for index in range(4):
             rng = sample_rng(3, "train", 1, step, index)
             case = cases[int(rng.integers(len(cases)))]
             d, h, w = case.image.shape[1:]
-            place(rng, (d, h, w), initial_patch(plan.patch), plan.patch, [case.foreground[1]] if index == 3 else ())
-            moved += draw(rng, channels=2, patch=plan.patch, mirror_axes=plan.mirror_axes).spatial is not None
-    assert 0 < moved < 60  # 36 of 100 are expected
-    assert sizes.count(initial_patch(plan.patch)) == 2 * moved  # image and label
-    assert sizes.count(plan.patch) == 2 * (100 - moved)
+            place(rng, (d, h, w), raw, plan.patch, [case.foreground[1]] if index == 3 else ())
+            move = draw(rng, channels=2, patch=plan.patch, mirror_axes=plan.mirror_axes).spatial
+            expected += 2 * [seen_box(move, plan.patch, raw)]  # image and label
+    assert sorted(sizes) == sorted(expected)
+    assert 40 < expected.count(plan.patch) / 2 < 100  # 64 of 100 are expected
+    assert max(sizes) > plan.patch
 
 
 @pytest.mark.parametrize("seed", range(5))

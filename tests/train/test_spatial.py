@@ -12,14 +12,15 @@ from scipy import ndimage
 from torch import Tensor
 
 from planner.plan import Triple
-from strokenet.train.sampling import sample_by_grid, sample_by_planes, sample_labels
-from strokenet.train.spatial import SpatialDraw, initial_patch, is_flat, matrix_of, transform
+from strokenet.train.sampling import sample_by_grid, sample_labels
+from strokenet.train.sampling_cpu import sample_on_cpu
+from strokenet.train.spatial import SpatialDraw, initial_patch, is_flat, matrix_of, seen_box, transform
 
 RAW: Triple = (30, 34, 32)
 PATCH: Triple = (16, 20, 18)
 
 
-FORMS = pytest.mark.parametrize("sample", [sample_by_grid, sample_by_planes])
+FORMS = pytest.mark.parametrize("sample", [sample_by_grid, sample_on_cpu])
 
 
 def sampled(
@@ -150,8 +151,65 @@ def test_both_forms_give_the_same_image_and_label(
     image = torch.randn(2, *raw, generator=generator)
     label = torch.from_numpy(np.digitize(smooth(raw, 1), [-0.06, 0.0, 0.06]).astype(np.int16) - 1)
     draw = SpatialDraw(angles=angles, scale=scale)
-    by_grid, by_planes = (sampled(form, image, label, draw, patch, 3) for form in (sample_by_grid, sample_by_planes))
-    assert float((by_grid[0] - by_planes[0]).abs().max()) < 1e-4 * float(image.max() - image.min())
-    different = int((by_grid[1] != by_planes[1]).sum())  # where a head start is as large as the difference of scores
+    by_grid, on_cpu = (sampled(form, image, label, draw, patch, 3) for form in (sample_by_grid, sample_on_cpu))
+    assert float((by_grid[0] - on_cpu[0]).abs().max()) < 1e-4 * float(image.max() - image.min())
+    different = int((by_grid[1] != on_cpu[1]).sum())  # where a head start is as large as the difference of scores
     assert different <= by_grid[1].numel() // 50_000
-    assert by_planes[1].unique().tolist() == [-1, 0, 1, 2]
+    assert on_cpu[1].unique().tolist() == [-1, 0, 1, 2]
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.13, 1.4])
+@pytest.mark.parametrize("raw", [(24, 18, 20), (23, 40, 2)])
+def test_both_forms_agree_on_a_scaled_sample_that_leaves_the_raw_patch(raw: Triple, scale: float) -> None:
+    patch = (24, 20, 19)
+    image = torch.randn(2, *raw, generator=torch.Generator().manual_seed(0))
+    label = torch.from_numpy(np.digitize(smooth(raw, 1), [-0.06, 0.0, 0.06]).astype(np.int16) - 1)
+    draw = SpatialDraw(angles=(0.0, 0.0, 0.0), scale=scale)
+    by_grid, on_cpu = (sampled(form, image, label, draw, patch, 3) for form in (sample_by_grid, sample_on_cpu))
+    assert float((by_grid[0] - on_cpu[0]).abs().max()) < 1e-5 * float(image.max() - image.min())
+    assert int((by_grid[1] != on_cpu[1]).sum()) <= 2  # as above
+    assert bool((on_cpu[1] == -1).any())
+    assert len(on_cpu[1].unique()) > 2
+
+
+@pytest.mark.parametrize("heads", [3, 100, 101, 130])
+@pytest.mark.parametrize("angles", [(0.3, -0.4, 0.2), (0.0, 0.0, 0.0)])
+def test_both_forms_find_the_labels_of_large_and_of_lone_regions(
+    heads: int, angles: tuple[float, float, float]
+) -> None:
+    """Tiles of one label, of its border, and of labels whose difference fills the type."""
+    patch = (70, 40, 44)
+    label = torch.full(initial_patch(patch), -1, dtype=torch.int16)
+    label[30:, :, :] = 0
+    label[60:72, 20:40, 20:40] = heads - 1
+    label[50, 30, 30] = heads - 2
+    image = torch.zeros(1, *label.shape)
+    draw = SpatialDraw(angles=angles, scale=0.8)
+    by_grid, on_cpu = (sampled(form, image, label, draw, patch, heads)[1] for form in (sample_by_grid, sample_on_cpu))
+    assert int((by_grid != on_cpu).sum()) <= by_grid.numel() // 50_000
+    assert set(on_cpu.unique().tolist()) >= {-1, 0, heads - 1}
+
+
+@pytest.mark.parametrize("patch", [(16, 20, 18), (5, 20, 17), (9, 9, 9)])
+@pytest.mark.parametrize("margin", [0, 1, 30])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_sample_looks_into_its_box_alone(patch: Triple, margin: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    angles = tuple(float(a) for a in rng.uniform(-0.6, 0.6, 3))
+    draw = SpatialDraw(angles=(angles[0], 0.0, 0.0) if is_flat(patch) else angles, scale=float(rng.uniform(0.7, 1.4)))
+    d, h, w = (edge + margin + number % 2 for number, edge in enumerate(patch))
+    image, label = torch.randn(1, 1, d, h, w), torch.randint(-1, 2, (1, d, h, w), dtype=torch.int16)
+    expected = transform(image, label, [draw], patch=patch, heads=2)
+    box = seen_box(draw, patch, (d, h, w))
+    assert all(edge % 2 == size % 2 for edge, size in zip(box, (d, h, w), strict=True))
+    assert margin < 30 or box[1] < h
+    inner = tuple(slice((size - edge) // 2, (size + edge) // 2) for size, edge in zip((d, h, w), box, strict=True))
+    apart = torch.full_like(image, torch.nan), torch.full_like(label, 1)
+    apart[0][(0, 0, *inner)], apart[1][(0, *inner)] = image[(0, 0, *inner)], label[(0, *inner)]
+    whole_of = source_places(draw, patch, (d, h, w))
+    for cut_image, cut_label in (apart, (image[(..., *inner)], label[(..., *inner)])):
+        found = transform(cut_image, cut_label, [draw], patch=patch, heads=2)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+    reference = ndimage.map_coordinates(image[0, 0].numpy(), whole_of, order=1, mode="grid-constant")
+    assert np.abs(expected[0][0, 0].numpy() - reference).max() < 1e-4 * float(image.max() - image.min())
