@@ -187,7 +187,10 @@ def _sample_image(source: Tensor, tile: _Tile, out: Tensor) -> None:
 
 
 def _sample_label(agreed: Tensor, tile: _Tile, out: Tensor) -> None:
-    """agreed: (d', h', w'), contiguous, of the source. out: (d, h, w), written."""
+    """agreed: (d', h', w'), contiguous, of the source. out: (d, h, w), written.
+
+    float32 may round a place on into the next cube: nearly all of its weight lies on the face that both cubes share.
+    """
     lowest, highest = agreed.aminmax()
     if lowest == highest:
         out.fill_(lowest)
