@@ -97,13 +97,14 @@ def transform_sample(
 def seen_box(draw: SpatialDraw | None, patch: Triple, raw: Triple) -> Triple:
     """Edges of the box in the middle of a raw patch in which a sample looks: the patch, where it is not moved.
 
-    Else even where the raw edge is even and odd where it is odd, so that both have one centre.
+    Else an even number of voxels is left out on either side: the centre stays, and a place halfway between two voxels
+    is still rounded to the same one (to an even one, as grid_sample does).
     """
     if draw is None:
         return patch
     extents = np.abs(matrix_of(draw, patch)) @ (np.array(patch) - 1)  # from the first place to the last
     edges = (math.ceil(extent) + 3 for extent in extents)  # with the voxels before and behind
-    d, h, w = (min(size, edge + (size - edge) % 2) for size, edge in zip(raw, edges, strict=True))
+    d, h, w = (min(size, edge + (size - edge) % 4) for size, edge in zip(raw, edges, strict=True))
     return (d, h, w)
 
 

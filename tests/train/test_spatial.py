@@ -190,8 +190,19 @@ def test_both_forms_find_the_labels_of_large_and_of_lone_regions(
     assert set(on_cpu.unique().tolist()) >= {-1, 0, heads - 1}
 
 
+def test_ties_are_decided_as_in_the_whole_raw_patch() -> None:
+    """An odd patch in an even raw one, turned in its plane: every place lies halfway between two slices."""
+    patch, raw = (5, 30, 30), (40, 60, 60)
+    label = torch.randint(-1, 3, raw, generator=torch.Generator().manual_seed(0), dtype=torch.int16)
+    draw = SpatialDraw(angles=(0.4, 0.0, 0.0), scale=0.9)
+    assert seen_box(draw, patch, raw)[0] < raw[0]
+    whole = sampled(sample_on_cpu, torch.zeros(1, *raw), label, draw, patch, 3)[1]
+    found = transform(torch.zeros(1, 1, *raw), label[None], [draw], patch=patch, heads=3)[1][0]
+    assert torch.equal(found, whole)
+
+
 @pytest.mark.parametrize("patch", [(16, 20, 18), (5, 20, 17), (9, 9, 9)])
-@pytest.mark.parametrize("margin", [0, 1, 30])
+@pytest.mark.parametrize("margin", [0, 1, 40])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_sample_looks_into_its_box_alone(patch: Triple, margin: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -201,8 +212,8 @@ def test_a_sample_looks_into_its_box_alone(patch: Triple, margin: int, seed: int
     image, label = torch.randn(1, 1, d, h, w), torch.randint(-1, 2, (1, d, h, w), dtype=torch.int16)
     expected = transform(image, label, [draw], patch=patch, heads=2)
     box = seen_box(draw, patch, (d, h, w))
-    assert all(edge % 2 == size % 2 for edge, size in zip(box, (d, h, w), strict=True))
-    assert margin < 30 or box[1] < h
+    assert all((size - edge) % 4 == 0 for edge, size in zip(box, (d, h, w), strict=True))
+    assert margin < 40 or box[1] < h
     inner = tuple(slice((size - edge) // 2, (size + edge) // 2) for size, edge in zip((d, h, w), box, strict=True))
     apart = torch.full_like(image, torch.nan), torch.full_like(label, 1)
     apart[0][(0, 0, *inner)], apart[1][(0, *inner)] = image[(0, 0, *inner)], label[(0, *inner)]
