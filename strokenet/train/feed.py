@@ -214,11 +214,11 @@ def final_patches(
     image, label = source.empty(len(spots), spots[0].case.image.shape[0], patch)
     for spot, move, *target in zip(spots, moves, image, label, strict=True):
         box = seen_box(move, patch, raw)
-        middle = spot.centred(raw, box)
+        seen = spot.centred(raw, box)
         if move is None:
-            source.cut(middle, *target)
+            source.cut(seen, *target)
         else:
-            (big,), (big_label,) = source.patches([middle], box)
+            (big,), (big_label,) = source.patches([seen], box)
             transform_sample(big, big_label, move, heads, *target)
     return image, label
 

@@ -35,9 +35,15 @@ class Spot:
     start: Triple
 
     def centred(self, patch: Triple, inner: Triple) -> Spot:
-        """The spot of the smaller box in the middle of this patch: what `transform` keeps of one it does not turn."""
-        d, h, w = (first + edge // 2 - kept // 2 for first, edge, kept in zip(self.start, patch, inner, strict=True))
+        """The spot of the smaller box in the middle of this patch: what `transform` looks at."""
+        d, h, w = (first + beside for first, beside in zip(self.start, middle(patch, inner), strict=True))
         return Spot(case=self.case, start=(d, h, w))
+
+
+def middle(patch: Triple, inner: Triple) -> Triple:
+    """First voxel of the smaller box in the middle of a patch, both (D, H, W)."""
+    d, h, w = (edge // 2 - kept // 2 for edge, kept in zip(patch, inner, strict=True))
+    return (d, h, w)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from planner.plan import Triple
+from strokenet.train.patches import middle
 from strokenet.train.sampling import sample_by_grid, shape_of
 from strokenet.train.sampling_cpu import sample_on_cpu
 
@@ -83,9 +84,8 @@ def transform_sample(
     """
     patch, raw = shape_of(out_label), shape_of(label)
     box = seen_box(draw, patch, raw)
-    starts = [size // 2 - edge // 2 for size, edge in zip(raw, box, strict=True)]
-    middle = tuple(slice(start, start + edge) for start, edge in zip(starts, box, strict=True))
-    image, label = image[(slice(None), *middle)], label[middle]
+    seen = tuple(slice(start, start + edge) for start, edge in zip(middle(raw, box), box, strict=True))
+    image, label = image[(slice(None), *seen)], label[seen]
     if draw is None:
         out.copy_(image)
         out_label.copy_(label)

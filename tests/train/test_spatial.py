@@ -12,6 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from planner.plan import Triple
+from strokenet.train import sampling_cpu
 from strokenet.train.sampling import sample_by_grid, sample_labels
 from strokenet.train.sampling_cpu import sample_on_cpu
 from strokenet.train.spatial import SpatialDraw, initial_patch, is_flat, matrix_of, seen_box, transform
@@ -188,6 +189,26 @@ def test_both_forms_find_the_labels_of_large_and_of_lone_regions(
     by_grid, on_cpu = (sampled(form, image, label, draw, patch, heads)[1] for form in (sample_by_grid, sample_on_cpu))
     assert int((by_grid != on_cpu).sum()) <= by_grid.numel() // 50_000
     assert set(on_cpu.unique().tolist()) >= {-1, 0, heads - 1}
+
+
+@pytest.mark.parametrize(
+    ("angles", "taken"), [((0.0, 0.0, 0.0), "_sample_by_axes"), ((0.0, 0.2, 0.0), "_sample_by_tiles")]
+)
+def test_a_scaled_sample_goes_by_axes_and_a_turned_one_by_tiles(
+    angles: tuple[float, float, float], taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def noted(name: str) -> Callable[..., None]:
+        form = getattr(sampling_cpu, name)
+        return lambda *args: (calls.append(name), form(*args))[1]
+
+    for name in ("_sample_by_axes", "_sample_by_tiles"):
+        monkeypatch.setattr(sampling_cpu, name, noted(name))
+    draws = [SpatialDraw(angles=angles, scale=1.2), None]
+    label = torch.zeros(2, *RAW, dtype=torch.int16)
+    transform(torch.rand(2, 1, *RAW), label, draws, patch=PATCH, heads=2)
+    assert calls == [taken]  # and none for the plain cut
 
 
 def test_ties_are_decided_as_in_the_whole_raw_patch() -> None:
